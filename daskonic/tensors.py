@@ -5,6 +5,7 @@ Shapes are those of one row: the batch dimension is never part of a :class:`Tens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,8 +63,6 @@ class ModelSpec:
         configuration call.
     platform : str
         Backend or platform as the server names it.
-    classes : tuple of str
-        Labels of the last dimension of the first output, where the server has them.
     """
 
     name: str
@@ -73,11 +72,10 @@ class ModelSpec:
     max_batch_size: int
     config_digest: str = ""
     platform: str = ""
-    classes: tuple[str, ...] = ()
 
-    def input(self, name: str) -> TensorSpec:
-        """Input of this name; KeyError if there is none."""
-        return next(t for t in self.inputs if t.name == name)
+    def row_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
+        """Bytes of one row of inputs with these ``shapes``."""
+        return sum(t.dtype.itemsize * math.prod(shapes.get(t.name, ())) for t in self.inputs)
 
 
 @dataclass(frozen=True, slots=True)

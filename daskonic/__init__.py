@@ -1,0 +1,54 @@
+"""Inference for particle physics from Dask workers, by shared Triton servers.
+
+>>> import daskonic as dk
+>>> tagger = dk.Model("particlenet", features=dk.Features.from_weaver("particlenet.yaml"))  # doctest: +SKIP
+>>> scores = tagger(events.FatJet)  # doctest: +SKIP
+
+Names are imported when used, so that ``import daskonic`` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from daskonic.deploy import local_cluster as local_cluster
+    from daskonic.errors import DaskonicError as DaskonicError
+    from daskonic.features import Features as Features
+    from daskonic.features import Pad as Pad
+    from daskonic.model import Model as Model
+    from daskonic.model import Pending as Pending
+    from daskonic.plugin import InferencePlugin as InferencePlugin
+    from daskonic.plugin import current_pool as current_pool
+    from daskonic.report import Report as Report
+    from daskonic.server import LocalServer as LocalServer
+    from daskonic.server import local_server as local_server
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "DaskonicError": "errors",
+    "Features": "features",
+    "InferencePlugin": "plugin",
+    "LocalServer": "server",
+    "Model": "model",
+    "Pad": "features",
+    "Pending": "model",
+    "Report": "report",
+    "current_pool": "plugin",
+    "local_cluster": "deploy",
+    "local_server": "server",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,8 @@
+"""Who gets the next request, when, and what happens if it fails."""
+
+from __future__ import annotations
+
+from daskonic.pool.pool import Call, Pool
+from daskonic.pool.stats import EndpointStats, PoolStats
+
+__all__ = ["Call", "EndpointStats", "Pool", "PoolStats"]

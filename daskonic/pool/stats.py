@@ -1,0 +1,55 @@
+"""What a pool has done so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["EndpointStats", "PoolStats"]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointStats:
+    """One endpoint at one moment.
+
+    Attributes
+    ----------
+    requests_total, failures_total : int
+        Attempts sent, and those that ended in an error.
+    in_flight : int
+        Attempts under way.
+    healthy : bool
+        Whether the next request may go there.
+    """
+
+    address: str
+    requests_total: int
+    failures_total: int
+    in_flight: int
+    healthy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """All endpoints of a pool at one moment.
+
+    Attributes
+    ----------
+    retries_total : int
+        Attempts beyond the first of their request.
+    in_flight, waiting : int
+        Requests under way, and threads that wait for a permit.
+    """
+
+    endpoints: tuple[EndpointStats, ...]
+    retries_total: int
+    waiting: int
+
+    @property
+    def requests_total(self) -> int:
+        """Attempts sent to all endpoints."""
+        return sum(e.requests_total for e in self.endpoints)
+
+    @property
+    def in_flight(self) -> int:
+        """Attempts under way at all endpoints."""
+        return sum(e.in_flight for e in self.endpoints)

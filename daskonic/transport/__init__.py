@@ -1,0 +1,7 @@
+"""How a batch reaches a server: one class per protocol, all of them a :class:`Transport`."""
+
+from __future__ import annotations
+
+from daskonic.transport.base import Reply, Transport
+
+__all__ = ["Reply", "Transport"]

@@ -1,0 +1,50 @@
+"""What the pool asks of a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from daskonic.tensors import ModelSpec, Request, Response
+
+__all__ = ["Reply", "Transport"]
+
+
+class Reply(Protocol):
+    """A message under way, and later its answer."""
+
+    def result(self) -> Any:
+        """Wait for the raw answer; raises a :class:`~daskonic.errors.DaskonicError` if it failed."""
+
+    def done(self) -> bool:
+        """Whether the answer, or the failure, is there."""
+
+    def cancel(self) -> bool:
+        """Give the request up, on the server too where the protocol can."""
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Call ``callback(reply)`` once, when done, on a thread that must not be blocked."""
+
+
+class Transport(Protocol):
+    """One endpoint in one protocol. Safe to use from several threads.
+
+    Every error leaves as a :class:`~daskonic.errors.DaskonicError`; nothing is tried twice here.
+    """
+
+    address: str
+
+    def model_spec(self, model: str, version: str, timeout_s: float) -> ModelSpec:
+        """What the endpoint says of a model; version ``""`` means the one it prefers."""
+
+    def encode(self, request: Request) -> Any:
+        """The message of one batch."""
+
+    def submit(self, message: Any, timeout_s: float) -> Reply:
+        """Send a message; returns at once."""
+
+    def decode(self, answer: Any) -> Response:
+        """The outputs in a raw answer."""
+
+    def close(self) -> None:
+        """Drop the connection; requests under way fail."""
