@@ -5,14 +5,16 @@ Shapes are those of one row: the batch dimension is never part of a :class:`Tens
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "ModelSpec", "Request", "Response", "TensorSpec"]
+from daskonic.errors import SpecError
+
+__all__ = ["ANY", "Array", "ModelSpec", "Request", "Response", "TensorSpec"]
 
 Array = npt.NDArray[np.generic]
 
@@ -73,9 +75,21 @@ class ModelSpec:
     config_digest: str = ""
     platform: str = ""
 
-    def row_nbytes(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
-        """Bytes of one row of inputs with these ``shapes``."""
-        return sum(t.dtype.itemsize * math.prod(shapes.get(t.name, ())) for t in self.inputs)
+    def with_batch_dimension(self, max_batch_size: int) -> ModelSpec:
+        """The same model, the first dimension of every tensor taken as the batch.
+
+        Raises
+        ------
+        SpecError
+            A tensor has no open first dimension.
+        """
+        fixed = [str(t) for t in (*self.inputs, *self.outputs) if t.shape[:1] != (ANY,)]
+        if fixed:
+            raise SpecError(f"model {self.name!r} has no open first dimension to be the batch in {'; '.join(fixed)}")
+        inputs, outputs = (
+            tuple(TensorSpec(t.name, t.dtype, t.shape[1:]) for t in tensors) for tensors in (self.inputs, self.outputs)
+        )
+        return dataclasses.replace(self, inputs=inputs, outputs=outputs, max_batch_size=max_batch_size)
 
 
 @dataclass(frozen=True, slots=True)

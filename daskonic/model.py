@@ -1,0 +1,274 @@
+"""A model that is somewhere else, called as if it were a local function.
+
+The way of the data, one function each::
+
+    events → features → flatten → split → encode → submit → infer → decode → join → unflatten → scores
+
+:func:`_score` is that line. Batches are built one by one, right before they are sent, while those
+before them are on their way.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from daskonic.config import resolve
+from daskonic.errors import ConfigError, SpecError
+from daskonic.features import Features, Rows
+from daskonic.plugin import current_pool, pool_for
+from daskonic.pool import Call, Pool
+from daskonic.ragged import unflatten
+from daskonic.report import Report
+from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
+
+__all__ = ["Model", "Pending"]
+
+
+class Model:
+    """A handle on a served model: a name and how to make its inputs; small, picklable, no sockets.
+
+    Parameters
+    ----------
+    name : str
+        Name in the server's model repository.
+    version : str, optional
+        Version to use. Without one, the version that the servers prefer at first contact, which is
+        then asked for by its number, so it cannot change under a running analysis.
+    features : Features, optional
+        Makes the inputs. Without it the model must have one input and takes plain arrays.
+    servers : iterable of str, optional
+        Addresses ``host:port``; default is the worker's plugin, then ``daskonic.servers``.
+    classes : iterable of str, optional
+        Names for the last dimension of the output: the scores become a record with these fields.
+    outputs : iterable of str, optional
+        Outputs wanted; default is all.
+    batch_size : int, optional
+        Most rows in one request. Needed only where the server does not say, and then it also
+        declares that the first dimension of every tensor is the batch.
+    **settings
+        With ``servers``: further keys of ``daskonic.yaml``, such as ``timeout="30 s"``.
+
+    Examples
+    --------
+    >>> tagger = dk.Model("particlenet", features=dk.Features.from_weaver("pn.yaml"))  # doctest: +SKIP
+    >>> tagger(events.FatJet)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: str | int = "",
+        features: Features | None = None,
+        servers: Iterable[str] | str | None = None,
+        classes: Iterable[str] | None = None,
+        outputs: Iterable[str] | None = None,
+        batch_size: int | None = None,
+        **settings: Any,
+    ) -> None:
+        if settings and servers is None:
+            raise ConfigError(f"{', '.join(settings)}: settings of a model need its own servers=[...]")
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}; at least 1 is needed")
+        self.name = name
+        self.version = str(version)
+        self.features = features if features is not None else Features.plain()
+        self.classes = None if classes is None else tuple(classes)
+        self.outputs = None if outputs is None else tuple(outputs)
+        self.batch_size = batch_size
+        self._settings = None if servers is None else resolve(servers, **settings)
+
+    def __repr__(self) -> str:
+        version = f", version={self.version!r}" if self.version else ""
+        where = f", servers={list(self._settings.servers)}" if self._settings else ""
+        return f"Model({self.name!r}{version}{where})"
+
+    def __call__(self, objects: Any) -> Any:
+        """Score every row.
+
+        Parameters
+        ----------
+        objects : ak.Array, n_events * var * Jet (or any other nesting), or numpy.ndarray
+            What the features are made from: jagged, nested, with None, virtual, or rectangular.
+
+        Returns
+        -------
+        ak.Array or numpy.ndarray
+            Same nesting and counts as ``objects``, None where it has None; an empty input gives an
+            empty output of the same type. One output: its array. Several: a record with the
+            outputs' names. With ``classes``: a record with their names.
+
+        Raises
+        ------
+        SpecError
+            Names, shapes or dtypes of the features disagree with the model; nothing was sent.
+        ServerError
+            No server answered in time, or the model failed.
+        """
+        return _score(self, objects, self.pool())[0]
+
+    def submit(self, objects: Any) -> Pending:
+        """Start scoring and return at once; the scores come from :meth:`Pending.result`.
+
+        Parameters
+        ----------
+        objects
+            As in :meth:`__call__`.
+        """
+        pool = self.pool()
+        return Pending(pool.background().submit(_score, self, objects, pool))
+
+    def spec(self) -> ModelSpec:
+        """What the servers say of the model; asked once per process."""
+        return _own_spec(self, self.pool())
+
+    def pool(self) -> Pool:
+        """The pool used here and now: the model's own servers, the worker's, or the process's."""
+        return current_pool() if self._settings is None else pool_for(self._settings)
+
+
+class Pending:
+    """Scores on their way."""
+
+    def __init__(self, future: Future[tuple[Any, Report]]) -> None:
+        self._future = future
+
+    def result(self, timeout_s: float | None = None) -> Any:
+        """Wait for the scores; raises what :meth:`Model.__call__` would have raised."""
+        return self._future.result(timeout_s)[0]
+
+    def done(self) -> bool:
+        """Whether the scores, or an error, are there."""
+        return self._future.done()
+
+    @property
+    def report(self) -> Report:
+        """Account of the call; waits for its end."""
+        return self._future.result()[1]
+
+
+def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
+    """The whole way of one call, on the calling thread."""
+    spec = _own_spec(model, pool)
+    report = Report(model=spec.name, model_version=spec.version, config_digest=spec.config_digest)
+    with report.stage("features"):
+        inputs = model.features(objects, spec)
+    with report.stage("flatten"):
+        rows = inputs.flatten()
+    report.rows = len(rows)
+    scores = _Joined(spec, _wanted(model, spec), len(rows))
+    calls: deque[tuple[slice, Call]] = deque()
+    most = pool.settings.window * len(pool.settings.servers)
+    try:
+        for batch in split(len(rows), _rows_per_request(model, spec, rows, pool)):
+            calls.append((batch, _send(rows, batch, scores.names, spec, model, pool, report)))
+            while calls and (calls[0][1].done() or len(calls) > most):
+                _collect(*calls.popleft(), scores, report)
+        while calls:
+            _collect(*calls.popleft(), scores, report)
+    finally:
+        for _, call in calls:  # after an error: nobody wants these any more
+            call.cancel()
+    with report.stage("unflatten"):
+        return unflatten(_named(scores.arrays, model, spec), rows.layout), report
+
+
+def split(n_rows: int, rows_per_request: int) -> Iterator[slice]:
+    """Row ranges of the batches; none for no rows, and the last one as short as it is."""
+    for start in range(0, n_rows, rows_per_request):
+        yield slice(start, min(start + rows_per_request, n_rows))
+
+
+def _send(
+    rows: Rows, batch: slice, outputs: tuple[str, ...], spec: ModelSpec, model: Model, pool: Pool, report: Report
+) -> Call:
+    """Build one batch and put it under way."""
+    with report.stage("encode"):
+        tensors = rows.tensors(batch.start, batch.stop)
+        request = Request(spec.name, spec.version, tensors, outputs, batch.stop - batch.start)
+        message = pool.encode(request)
+        report.sent_nbytes += sum(t.nbytes for t in tensors.values())
+    with report.stage("submit"):
+        return pool.submit(request, message, spec, (model.name, model.version))
+
+
+def _collect(batch: slice, call: Call, scores: _Joined, report: Report) -> None:
+    """Wait for one batch and put its rows in their place."""
+    with report.stage("infer"):
+        answer = call.infer()
+    with report.stage("decode"):
+        response = call.decode(answer)
+    with report.stage("join"):
+        scores.join(batch, response)
+    report.requests += call.attempts
+    report.retries += call.attempts - 1
+    report.endpoints[call.address] += 1
+
+
+class _Joined:
+    """Outputs of all rows, filled batch by batch."""
+
+    def __init__(self, spec: ModelSpec, wanted: tuple[TensorSpec, ...], n_rows: int) -> None:
+        self._n_rows = n_rows
+        self.names = tuple(t.name for t in wanted)
+        # Open dimensions are known with the first answer; without rows they stay zero long.
+        self.arrays: dict[str, Array] = {
+            t.name: np.empty((n_rows, *(0 if d == ANY else d for d in t.shape)), t.dtype) for t in wanted
+        }
+        self._filled = 0
+
+    def join(self, batch: slice, response: Response) -> None:
+        """Rows of one batch."""
+        for name in self.names:
+            values = response.outputs[name]
+            if self._filled == 0 and self.arrays[name].shape[1:] != values.shape[1:]:
+                self.arrays[name] = np.empty((self._n_rows, *values.shape[1:]), values.dtype)
+            self.arrays[name][batch] = values
+        self._filled += 1
+
+
+def _own_spec(model: Model, pool: Pool) -> ModelSpec:
+    """The servers' description, with the batch dimension that the user declares where they do not."""
+    spec = pool.spec(model.name, model.version)
+    if spec.max_batch_size > 0:
+        return spec
+    if model.batch_size is None:
+        raise SpecError(
+            f"model {model.name!r} does not say that it takes batches (max_batch_size is 0 or not told), so rows of "
+            "different objects cannot be put in one request safely; if the first dimension of every "
+            "tensor is the batch, say so with dk.Model(..., batch_size=N)"
+        )
+    return spec.with_batch_dimension(model.batch_size)
+
+
+def _wanted(model: Model, spec: ModelSpec) -> tuple[TensorSpec, ...]:
+    """The outputs asked for."""
+    names = [t.name for t in spec.outputs]
+    unknown = sorted(set(model.outputs or ()) - set(names))
+    if unknown:
+        raise SpecError(f"model {spec.name!r} has no output {', '.join(unknown)}; it has {', '.join(names)}")
+    wanted = tuple(t for t in spec.outputs if model.outputs is None or t.name in model.outputs)
+    if model.classes is not None and not (len(wanted) == 1 and wanted[0].accepts((len(model.classes),))):
+        raise SpecError(
+            f"{len(model.classes)} classes ({', '.join(model.classes)}) are named, but model {spec.name!r} gives "
+            f"{'; '.join(map(str, wanted))}; name each class of one output (choose it with outputs=[...])"
+        )
+    return wanted
+
+
+def _rows_per_request(model: Model, spec: ModelSpec, rows: Rows, pool: Pool) -> int:
+    """Rows that fit the model's batch and the largest message."""
+    limit = min(spec.max_batch_size, model.batch_size or spec.max_batch_size)
+    return max(1, min(limit, pool.settings.batch_nbytes // max(rows.row_nbytes, 1)))
+
+
+def _named(arrays: dict[str, Array], model: Model, spec: ModelSpec) -> Array | dict[str, Array]:
+    """One array, or a record of them; the last dimension as fields where it has names."""
+    if model.classes is not None:
+        (values,) = arrays.values()
+        return {label: values[:, i] for i, label in enumerate(model.classes)}
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays

@@ -1,0 +1,35 @@
+"""``import daskonic`` is light."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+HEAVY = ("coffea", "dask_jobqueue", "uproot", "pyarrow", "matplotlib", "onnxruntime", "onnx", "torch", "tritonclient")
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level modules of a fresh interpreter that ran ``statement``."""
+    code = f"{statement}; import sys, json; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    return set(json.loads(out))
+
+
+def test_import_pulls_in_nothing_heavy():
+    """Neither the extras nor even awkward, Dask or gRPC come with the bare import."""
+    loaded = modules_after("import daskonic")
+    assert not loaded & {*HEAVY, "awkward", "distributed", "grpc", "numpy"}
+
+
+def test_names_do_not_pull_in_extras():
+    """Naming every public object imports no package of an extra."""
+    loaded = modules_after("import daskonic as dk; [getattr(dk, n) for n in dk.__all__]")
+    assert not loaded & (set(HEAVY) - {"tritonclient"})
+
+
+def test_unknown_name_is_an_attribute_error():
+    """A typo in a public name behaves as in any module."""
+    assert "no attribute" in subprocess.run(
+        [sys.executable, "-c", "import daskonic; daskonic.Modell"], capture_output=True, text=True, check=False
+    ).stderr

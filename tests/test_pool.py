@@ -1,0 +1,236 @@
+"""The pool on a transport in memory: permits, spreading, retries, first contact."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from daskonic.config import resolve
+from daskonic.errors import (
+    ConfigError,
+    DeadlineError,
+    InferenceError,
+    ModelNotFoundError,
+    OverloadedError,
+    ResponseError,
+    ServerError,
+    UnavailableError,
+)
+from daskonic.pool import Pool
+from daskonic.tensors import ModelSpec, Request, TensorSpec
+from daskonic.transport.memory import MemoryTransport
+
+FLOAT = np.dtype("f4")
+SPEC = ModelSpec("double", "3", (TensorSpec("x", FLOAT, (2,)),), (TensorSpec("y", FLOAT, (2,)),), 8)
+
+
+def double(inputs):
+    return {"y": inputs["x"] * 2}
+
+
+@pytest.fixture
+def make_pool():
+    """A pool of memory transports, closed at the end; ``pool.transports`` has them by address."""
+    pools = []
+
+    def make(n=1, *, delay_s=0.0, specs=None, function=double, **settings):
+        addresses = [f"host{i}:1" for i in range(n)]
+        transports = {
+            a: MemoryTransport(a, specs[i] if specs else SPEC, function, delay_s) for i, a in enumerate(addresses)
+        }
+        pool = Pool(resolve(addresses, **settings), transports.__getitem__)
+        pool.transports = list(transports.values())
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def send(pool, value=1.0, rows=1):
+    spec = pool.spec("double", "")
+    request = Request("double", spec.version, {"x": np.full((rows, 2), value, FLOAT)}, ("y",), rows)
+    return pool.submit(request, pool.encode(request), spec, ("double", ""))
+
+
+def answer(call):
+    return call.decode(call.infer()).outputs["y"]
+
+
+def test_needs_a_server():
+    """A pool without servers says where to name one."""
+    with pytest.raises(ConfigError, match=r"daskonic\.servers"):
+        Pool(resolve([]))
+
+
+def test_answers(make_pool):
+    """One request, one answer, one attempt, and all permits back."""
+    pool = make_pool()
+    call = send(pool, 21.0)
+    assert answer(call).tolist() == [[42.0, 42.0]]
+    assert call.attempts == 1
+    stats = pool.stats()
+    assert (stats.requests_total, stats.retries_total, stats.in_flight, stats.waiting) == (1, 0, 0, 0)
+
+
+def test_window_bounds_requests_in_flight(make_pool):
+    """However many threads send, no endpoint has more than the window under way."""
+    pool = make_pool(delay_s=0.01, window=3)
+    threads = [threading.Thread(target=lambda: [answer(send(pool)) for _ in range(5)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pool.transports[0].most_in_flight == 3
+    assert pool.stats().requests_total == 40
+
+
+def test_requests_spread_over_endpoints(make_pool):
+    """The least loaded endpoint is next, so three endpoints share twelve requests four each."""
+    pool = make_pool(3, delay_s=0.2)
+    calls = [send(pool) for _ in range(12)]
+    assert [e.in_flight for e in pool.stats().endpoints] == [4, 4, 4]
+    for call in calls:
+        answer(call)
+
+
+@pytest.mark.parametrize("error", [UnavailableError("away"), OverloadedError("queue full"), DeadlineError("slow")])
+def test_what_may_pass_is_tried_again(make_pool, error):
+    """Away, busy and late are retried, and the answer is the right one."""
+    pool = make_pool()
+    pool.spec("double", "")
+    pool.transports[0].failures = [error, error]
+    call = send(pool, 3.0)
+    assert answer(call).tolist() == [[6.0, 6.0]]
+    assert call.attempts == 3
+    assert pool.stats().retries_total == 2
+    assert pool.stats().in_flight == 0
+
+
+@pytest.mark.parametrize("error", [InferenceError("bad shape"), ServerError("no token"), ModelNotFoundError("gone")])
+def test_what_is_permanent_is_tried_once(make_pool, error):
+    """A permanent error is raised after one attempt."""
+    pool = make_pool()
+    pool.spec("double", "")
+    pool.transports[0].failures = [error]
+    call = send(pool)
+    with pytest.raises(type(error), match=str(error)):
+        call.infer()
+    assert call.attempts == 1
+    assert pool.stats().in_flight == 0
+
+
+def test_another_endpoint_takes_over(make_pool):
+    """A request that fails at one endpoint is answered by the other."""
+    pool = make_pool(2)
+    pool.spec("double", "")
+    pool.transports[0].failures = [UnavailableError("away")] * 100
+    calls = [send(pool, float(i)) for i in range(10)]
+    assert [answer(c)[0, 0] for c in calls] == [2.0 * i for i in range(10)]
+    assert len(pool.transports[1].rows) == 10
+
+
+def test_gives_up_at_the_deadline(make_pool):
+    """The budget is a time, and the last error says how often it was tried."""
+    pool = make_pool(timeout="0.5 s")
+    pool.spec("double", "")
+    pool.transports[0].failures = [UnavailableError("away")] * 100
+    begin = time.monotonic()
+    with pytest.raises((UnavailableError, DeadlineError), match=r"attempts in 0\.5 s|does not answer"):
+        send(pool).infer()
+    assert 0.4 < time.monotonic() - begin < 5
+    assert pool.stats().in_flight == 0
+
+
+def test_describes_the_model_once(make_pool):
+    """Sixteen threads at first use make one metadata call."""
+    pool = make_pool()
+    threads = [threading.Thread(target=pool.spec, args=("double", "")) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert pool.transports[0].spec_calls == 1
+
+
+def test_unknown_model(make_pool):
+    """A model that no endpoint has is an error at once, with what there is."""
+    with pytest.raises(ModelNotFoundError, match="it has double"):
+        make_pool(2).spec("triple", "")
+
+
+def test_endpoint_without_the_model_is_left_out(make_pool):
+    """Requests go only where the model is."""
+    pool = make_pool(2, specs=[dataclasses.replace(SPEC, name="other"), SPEC])
+    for call in [send(pool) for _ in range(6)]:
+        answer(call)
+    assert [len(t.rows) for t in pool.transports] == [0, 6]
+
+
+def test_endpoint_away_at_first_is_used_later(make_pool):
+    """An endpoint that was away at first contact joins when it is back."""
+    pool = make_pool(2)
+    pool.transports[0].failures = [UnavailableError("away")]
+    pool.spec("double", "")
+    until = time.monotonic() + 20
+    while not pool.transports[0].rows and time.monotonic() < until:
+        answer(send(pool))
+    assert pool.transports[0].rows
+
+
+def test_disagreeing_endpoints_are_refused(make_pool):
+    """Two different models under one name are an error before anything is scored."""
+    other = dataclasses.replace(SPEC, inputs=(TensorSpec("x", FLOAT, (3,)),))
+    with pytest.raises(ServerError, match=r"disagree on model 'double'.*x: float32\[2\].*x: float32\[3\]"):
+        make_pool(2, specs=[SPEC, other]).spec("double", "")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        (lambda i: {"y": i["x"][:, :1]}, r"float32\[1, 1\] for 1 rows"),
+        (lambda i: {"y": np.repeat(i["x"], 2, axis=0)}, r"float32\[2, 2\] for 1 rows"),
+        (lambda i: {"y": i["x"].astype("f8")}, "float64"),
+        (lambda i: {"z": i["x"]}, "no output 'y'"),
+    ],
+)
+def test_wrong_answers_are_errors(make_pool, wrong, named):
+    """Wrong rows, shape, dtype or name in an answer never become data."""
+    call = send(make_pool(function=wrong))
+    with pytest.raises(ResponseError, match=named):
+        answer(call)
+
+
+def test_replaced_version_is_an_error(make_pool):
+    """An answer by another version than at first contact is refused."""
+    pool = make_pool()
+    pool.spec("double", "")
+    pool.transports[0]._spec = dataclasses.replace(SPEC, version="4")
+    with pytest.raises(ResponseError, match="version 4 .* where version 3 began"):
+        answer(send(pool))
+
+
+def test_closing_wakes_who_waits(make_pool):
+    """A thread that waits for a permit ends with an error when the pool closes."""
+    pool = make_pool(delay_s=1.0, window=1)
+    send(pool)
+    caught = []
+
+    def wait():
+        try:
+            send(pool)
+        except ServerError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not pool.stats().waiting:
+        time.sleep(0.01)
+    pool.close()
+    thread.join(5)
+    assert "closed" in str(caught[0])
