@@ -38,7 +38,7 @@ class Report:
         Requests answered by each address.
     model, model_version, config_digest : str
         Who made the numbers.
-    stages_s : Counter of str
+    stages_s : dict of str to float
         Seconds of the calling thread in each step of :data:`STAGES`.
     """
 
@@ -50,7 +50,7 @@ class Report:
     model: str = ""
     model_version: str = ""
     config_digest: str = ""
-    stages_s: Counter[str] = field(default_factory=Counter)
+    stages_s: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -59,7 +59,7 @@ class Report:
         try:
             yield
         finally:
-            self.stages_s[name] += time.perf_counter() - begin
+            self.stages_s[name] = self.stages_s.get(name, 0.0) + time.perf_counter() - begin
 
     @classmethod
     def merge(cls, reports: Iterable[Report]) -> Report:
@@ -70,7 +70,8 @@ class Report:
             for count in ("rows", "requests", "retries", "sent_nbytes"):
                 setattr(total, count, getattr(total, count) + getattr(report, count))
             total.endpoints.update(report.endpoints)
-            total.stages_s.update(report.stages_s)
+            for stage, seconds in report.stages_s.items():
+                total.stages_s[stage] = total.stages_s.get(stage, 0.0) + seconds
             for name, seen in names.items():
                 seen.add(getattr(report, name))
         for name, seen in names.items():

@@ -22,6 +22,8 @@ COMMANDS = {
 class _Failure(click.ClickException):
     """A :class:`DaskonicError` as one line and its exit code."""
 
+    exit_code: int
+
     def __init__(self, error: DaskonicError) -> None:
         super().__init__(str(error))
         self.exit_code = error.exit_code

@@ -80,7 +80,7 @@ class GrpcTransport:
     def __init__(self, address: str) -> None:
         self.address = address
         self._channel = grpc.insecure_channel(address, options=OPTIONS)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         # Bytes in, bytes out: packing and parsing happen on the caller's thread, not on gRPC's.
         self._infer = self._channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
 

@@ -1,0 +1,18 @@
+"""Real parts for the tests: a Triton server and Dask worker processes."""
+
+from __future__ import annotations
+
+import pytest
+from triton_models import write_model
+
+import daskonic as dk
+
+
+@pytest.fixture(scope="session")
+def triton(tmp_path_factory):
+    """A Triton server with small models: ``identity``, ``sum``, ``two_outputs``, ``sleep``, ``fail``, ``graph``."""
+    repository = tmp_path_factory.mktemp("models")
+    for kind in ("identity", "sum", "two_outputs", "sleep", "fail", "graph"):
+        write_model(repository, kind, kind=kind)
+    with dk.local_server(repository) as server:
+        yield server
