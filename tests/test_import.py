@@ -6,12 +6,24 @@ import json
 import subprocess
 import sys
 
-HEAVY = ("coffea", "dask_jobqueue", "uproot", "pyarrow", "matplotlib", "onnxruntime", "onnx", "torch", "tritonclient")
+HEAVY = (
+    "coffea",
+    "dask_jobqueue",
+    "uproot",
+    "pyarrow",
+    "matplotlib",
+    "onnxruntime",
+    "onnx",
+    "torch",
+    "tritonclient",
+)
 
 
 def modules_after(statement: str) -> set[str]:
     """Top-level modules of a fresh interpreter that ran ``statement``."""
-    code = f"{statement}; import sys, json; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    code = (
+        f"{statement}; import sys, json; print(json.dumps(sorted({{m.split('.')[0] for m in sys.modules}})))"
+    )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     return set(json.loads(out))
 
@@ -30,6 +42,12 @@ def test_names_do_not_pull_in_extras():
 
 def test_unknown_name_is_an_attribute_error():
     """A typo in a public name behaves as in any module."""
-    assert "no attribute" in subprocess.run(
-        [sys.executable, "-c", "import daskonic; daskonic.Modell"], capture_output=True, text=True, check=False
-    ).stderr
+    assert (
+        "no attribute"
+        in subprocess.run(
+            [sys.executable, "-c", "import daskonic; daskonic.Modell"],
+            capture_output=True,
+            text=True,
+            check=False,
+        ).stderr
+    )

@@ -40,7 +40,8 @@ def make_pool():
     def make(n=1, *, delay_s=0.0, specs=None, function=double, **settings):
         addresses = [f"host{i}:1" for i in range(n)]
         transports = {
-            a: MemoryTransport(a, specs[i] if specs else SPEC, function, delay_s) for i, a in enumerate(addresses)
+            a: MemoryTransport(a, specs[i] if specs else SPEC, function, delay_s)
+            for i, a in enumerate(addresses)
         }
         pool = Pool(resolve(addresses, **settings), transports.__getitem__)
         pool.transports = list(transports.values())
@@ -99,7 +100,9 @@ def test_requests_spread_over_endpoints(make_pool):
         answer(call)
 
 
-@pytest.mark.parametrize("error", [UnavailableError("away"), OverloadedError("queue full"), DeadlineError("slow")])
+@pytest.mark.parametrize(
+    "error", [UnavailableError("away"), OverloadedError("queue full"), DeadlineError("slow")]
+)
 def test_what_may_pass_is_tried_again(make_pool, error):
     """Away, busy and late are retried, and the answer is the right one."""
     pool = make_pool()
@@ -112,7 +115,9 @@ def test_what_may_pass_is_tried_again(make_pool, error):
     assert pool.stats().in_flight == 0
 
 
-@pytest.mark.parametrize("error", [InferenceError("bad shape"), ServerError("no token"), ModelNotFoundError("gone")])
+@pytest.mark.parametrize(
+    "error", [InferenceError("bad shape"), ServerError("no token"), ModelNotFoundError("gone")]
+)
 def test_what_is_permanent_is_tried_once(make_pool, error):
     """A permanent error is raised after one attempt."""
     pool = make_pool()

@@ -75,7 +75,12 @@ class TestMemory(Conformance):
     @pytest.fixture
     def transport(self):
         spec = ModelSpec(
-            "identity", "1", (TensorSpec("X", FLOAT, (ANY,)),), (TensorSpec("Y", FLOAT, (ANY,)),), 64, "0" * 64
+            "identity",
+            "1",
+            (TensorSpec("X", FLOAT, (ANY,)),),
+            (TensorSpec("Y", FLOAT, (ANY,)),),
+            64,
+            "0" * 64,
         )
         transport = MemoryTransport("memory", spec, lambda inputs: {"Y": inputs["X"]})
         yield transport
@@ -120,7 +125,9 @@ class TestGrpc(Conformance):
 
     def test_unknown_version_says_what_exists(self, transport):
         """The same for a version."""
-        with pytest.raises(errors.ModelNotFoundError, match=r"'identity' in version '7'.*identity \(version 1\)"):
+        with pytest.raises(
+            errors.ModelNotFoundError, match=r"'identity' in version '7'.*identity \(version 1\)"
+        ):
             transport.model_spec("identity", "7", 20)
 
     def test_refused_request_is_permanent(self, transport):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from daskonic.pool.pool import Call, Pool
+from daskonic.pool.call import Call
+from daskonic.pool.pool import Pool
 from daskonic.pool.stats import EndpointStats, PoolStats
 
 __all__ = ["Call", "EndpointStats", "Pool", "PoolStats"]

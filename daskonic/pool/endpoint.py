@@ -45,7 +45,11 @@ class Endpoint:
 
     def may_serve(self, key: ModelKey, now: float, window: int) -> bool:
         """Whether a request for this model may be sent here now."""
-        return self.resting_until <= now and self.in_flight < window and (key not in self.specs or self.specs[key] is not None)
+        return (
+            self.resting_until <= now
+            and self.in_flight < window
+            and (key not in self.specs or self.specs[key] is not None)
+        )
 
     def succeeded(self) -> None:
         """An answer came: the endpoint is well."""

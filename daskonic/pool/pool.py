@@ -22,20 +22,19 @@ from daskonic.errors import (
     DaskonicError,
     DeadlineError,
     ModelNotFoundError,
-    ResponseError,
     ServerError,
-    UnavailableError,
 )
-from daskonic.pool.endpoint import Endpoint, ModelKey, full_jitter
+from daskonic.pool.call import Call
+from daskonic.pool.check import refuse_disagreement
+from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.stats import PoolStats
-from daskonic.tensors import ModelSpec, Request, Response
-from daskonic.transport import Reply, Transport
+from daskonic.tensors import ModelSpec, Request
+from daskonic.transport import Transport
 from daskonic.transport.grpc import GrpcTransport
 
-__all__ = ["Call", "Pool"]
+__all__ = ["Pool"]
 
 logger = logging.getLogger(__name__)
-request_logger = logging.getLogger("daskonic.requests")
 
 RETRY_PAUSE_S = 0.2
 
@@ -128,11 +127,13 @@ class Pool:
         """Ask every endpoint for the model until one answers."""
         deadline = time.monotonic() + self.settings.connect_timeout_s
         while True:
-            errors = [self._ask(e, model, version, max(deadline - time.monotonic(), 0.1)) for e in self._endpoints]
+            errors = [
+                self.ask(e, model, version, max(deadline - time.monotonic(), 0.1)) for e in self._endpoints
+            ]
             specs = [e.specs[model, version] for e in self._endpoints if (model, version) in e.specs]
             found = [s for s in specs if s is not None]
             if found:
-                _refuse_disagreement(found, self._endpoints)
+                refuse_disagreement(found, [e.address for e in self._endpoints])
                 return found[0]
             failures = [e for e in errors if e is not None]
             self._refuse_closed()
@@ -140,7 +141,7 @@ class Pool:
                 raise _worst(failures)
             time.sleep(RETRY_PAUSE_S)
 
-    def _ask(self, endpoint: Endpoint, model: str, version: str, timeout_s: float) -> DaskonicError | None:
+    def ask(self, endpoint: Endpoint, model: str, version: str, timeout_s: float) -> DaskonicError | None:
         """Let an endpoint describe the model; what went wrong is returned."""
         try:
             endpoint.specs[model, version] = endpoint.transport().model_spec(model, version, timeout_s)
@@ -156,7 +157,7 @@ class Pool:
 
     # -- permits ---------------------------------------------------------------------------------
 
-    def _acquire(self, key: ModelKey, deadline: float, avoid: Endpoint | None) -> Endpoint:
+    def acquire(self, key: ModelKey, deadline: float, avoid: Endpoint | None) -> Endpoint:
         """A permit at the least loaded endpoint that is well, waiting for one until the deadline."""
         with self._condition:
             self._waiting += 1
@@ -182,7 +183,7 @@ class Pool:
         able = [e for e in able if e is not avoid] or able
         return min(able, key=lambda e: (e.in_flight, random.random()), default=None)
 
-    def _released(self, endpoint: Endpoint, error: DaskonicError | None) -> None:
+    def release(self, endpoint: Endpoint, error: DaskonicError | None) -> None:
         """An attempt ended: its permit is free, and the endpoint's health is known better."""
         with self._condition:
             endpoint.in_flight -= 1
@@ -195,12 +196,13 @@ class Pool:
     def _no_permit(self, now: float) -> str:
         """Why no permit could be had."""
         states = ", ".join(
-            f"{e.address} " + ("does not answer" if e.resting_until > now else f"has {e.in_flight} requests in flight")
+            f"{e.address} "
+            + ("does not answer" if e.resting_until > now else f"has {e.in_flight} requests in flight")
             for e in self._endpoints
         )
         return f"no server could take the request within {self.settings.timeout_s:g} s: {states}"
 
-    def _count_retry(self) -> None:
+    def count_retry(self) -> None:
         """One more attempt of the same request."""
         with self._condition:
             self._retries_total += 1
@@ -211,186 +213,9 @@ class Pool:
             raise ServerError("the pool of connections is closed (worker or plugin shut down)")
 
 
-class Call:
-    """One request and its attempts.
-
-    Attributes
-    ----------
-    attempts : int
-    waited_s : float
-        Time without a permit, over all attempts.
-    address : str
-        Endpoint of the last attempt.
-    """
-
-    def __init__(
-        self, pool: Pool, request: Request, message: Any, spec: ModelSpec, key: ModelKey, deadline: float
-    ) -> None:
-        self._pool = pool
-        self._request = request
-        self._message = message
-        self._spec = spec
-        self._key = key
-        self._deadline = deadline
-        self._endpoint: Endpoint | None = None
-        self._reply: Reply | None = None
-        self.attempts = 0
-        self.waited_s = 0.0
-        self.address = ""
-
-    def send(self) -> None:
-        """Get a permit and put one attempt on the wire."""
-        begin = time.monotonic()
-        endpoint = self._pool._acquire(self._key, self._deadline, self._endpoint)
-        self.waited_s += time.monotonic() - begin
-        self.attempts += 1
-        self._endpoint, self.address = endpoint, endpoint.address
-        error: DaskonicError | None = None
-        try:
-            self._verify(endpoint)
-            timeout_s = min(self._pool.settings.attempt_timeout_s, max(self._deadline - time.monotonic(), 0.001))
-            self._reply = endpoint.transport().submit(self._message, timeout_s)
-        except DaskonicError as caught:
-            error = caught
-            self._reply = _Failed(caught)
-        except BaseException:
-            self._pool._released(endpoint, None)
-            raise
-        if error is not None:
-            self._pool._released(endpoint, error)
-        else:
-            self._reply.add_done_callback(lambda reply: self._pool._released(endpoint, _error_of(reply)))
-        request_logger.debug("submit %s rows to %s, attempt %s", self._request.rows, self.address, self.attempts)
-
-    def done(self) -> bool:
-        """Whether :meth:`result` would not wait for this attempt."""
-        return self._reply is not None and self._reply.done()
-
-    def cancel(self) -> None:
-        """Give up; the answer is no longer wanted."""
-        if self._reply is not None:
-            self._reply.cancel()
-
-    def infer(self) -> Any:
-        """Wait for the raw answer, trying again elsewhere or later while that makes sense."""
-        while True:
-            assert self._reply is not None
-            try:
-                return self._reply.result()
-            except DaskonicError as error:
-                self._prepare_retry(error)
-            self.send()
-
-    def decode(self, answer: Any) -> Response:
-        """The outputs of the answer, checked against what the model promised."""
-        assert self._endpoint is not None
-        response = self._endpoint.transport().decode(answer)
-        _check(response, self._request, self._spec, self.address)
-        return response
-
-    def _prepare_retry(self, error: DaskonicError) -> None:
-        """Wait a little before another attempt, or raise ``error`` if there must be none."""
-        left_s = self._deadline - time.monotonic()
-        if not (error.retryable or isinstance(error, DeadlineError)):
-            raise error
-        if left_s <= 0:
-            tried = f"after {self.attempts} attempts in {self._pool.settings.timeout_s:g} s"
-            raise type(error)(f"{error} ({tried})") from error
-        logger.warning("attempt %s of a request failed, trying again: %s", self.attempts, error)
-        self._pool._count_retry()
-        time.sleep(min(left_s, full_jitter(self.attempts)))
-
-    def _verify(self, endpoint: Endpoint) -> None:
-        """An endpoint that was away at first contact must offer the same model before it is used."""
-        if self._key in endpoint.specs:
-            return
-        error = self._pool._ask(endpoint, *self._key, self._pool.settings.connect_timeout_s)
-        if isinstance(error, ModelNotFoundError):
-            raise UnavailableError(str(error)) from error  # others may have it: go there
-        if error is not None:
-            raise error
-        spec = endpoint.specs[self._key]
-        assert spec is not None
-        _refuse_disagreement([self._spec, spec], [endpoint])
-
-
-class _Failed:
-    """A reply that failed before it was sent."""
-
-    def __init__(self, error: DaskonicError) -> None:
-        self._error = error
-
-    def result(self) -> Any:
-        """Raise."""
-        raise self._error
-
-    def done(self) -> bool:
-        """Always."""
-        return True
-
-    def cancel(self) -> bool:
-        """Nothing to cancel."""
-        return False
-
-    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
-        """Done already."""
-        callback(self)
-
-
-def _error_of(reply: Reply) -> DaskonicError | None:
-    """The error of a finished reply, if it has one."""
-    try:
-        reply.result()
-    except DaskonicError as error:
-        return error
-    except Exception as error:  # a transport's own defect must not lose the permit
-        return ServerError(repr(error))
-    return None
-
-
 def _worst(errors: list[DaskonicError]) -> DaskonicError:
     """One error for several endpoints: a permanent one explains more than one that may pass."""
     first = min(errors, key=lambda e: e.retryable)
     if len(errors) == 1:
         return first
     return type(first)("; ".join(str(e) for e in errors))
-
-
-def _refuse_disagreement(specs: list[ModelSpec], endpoints: list[Endpoint]) -> None:
-    """ServerError if endpoints offer different models under one name."""
-    first = specs[0]
-    for other in specs[1:]:
-        if (first.version, first.inputs, first.outputs) != (other.version, other.inputs, other.outputs):
-            where = ", ".join(e.address for e in endpoints)
-            raise ServerError(
-                f"servers disagree on model {first.name!r} ({where}): version {first.version} with "
-                f"{_tensors(first)} against version {other.version} with {_tensors(other)}; "
-                "name the version, or use servers of one kind"
-            )
-
-
-def _tensors(spec: ModelSpec) -> str:
-    """Inputs and outputs in one line."""
-    return f"{'; '.join(map(str, spec.inputs))} -> {'; '.join(map(str, spec.outputs))}"
-
-
-def _check(response: Response, request: Request, spec: ModelSpec, address: str) -> None:
-    """ResponseError unless version, names, dtypes and shapes are those of the model."""
-    if spec.version and response.version and response.version != spec.version:
-        raise ResponseError(
-            f"{address}: version {response.version} of {spec.name!r} answered where version {spec.version} began; "
-            "the model was replaced during the run"
-        )
-    for tensor in spec.outputs:
-        if tensor.name not in request.outputs:
-            continue
-        array = response.outputs.get(tensor.name)
-        if array is None:
-            raise ResponseError(f"{address}: no output {tensor.name!r} in the answer, only {', '.join(response.outputs)}")
-        batched = spec.max_batch_size > 0
-        shape = array.shape[1:] if batched else array.shape
-        if array.dtype != tensor.dtype or not tensor.accepts(shape) or (batched and len(array) != request.rows):
-            raise ResponseError(
-                f"{address}: output {tensor.name!r} came as {array.dtype.name}{list(array.shape)} for {request.rows} "
-                f"rows; the model promises {tensor}"
-            )
