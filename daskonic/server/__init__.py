@@ -1,0 +1,9 @@
+"""A real Triton on this machine, and the model repositories it serves."""
+
+from __future__ import annotations
+
+from daskonic.server.installation import Installation, find, install
+from daskonic.server.local import LocalServer, local_server
+from daskonic.server.repository import add_onnx
+
+__all__ = ["Installation", "LocalServer", "add_onnx", "find", "install", "local_server"]
