@@ -41,7 +41,20 @@ _HOMES = {
     "local_server": "server",
 }
 
-__all__ = ["__version__", *sorted(_HOMES)]
+__all__ = [
+    "DaskonicError",
+    "Features",
+    "InferencePlugin",
+    "LocalServer",
+    "Model",
+    "Pad",
+    "Pending",
+    "Report",
+    "__version__",
+    "current_pool",
+    "local_cluster",
+    "local_server",
+]
 
 
 def __getattr__(name: str) -> Any:

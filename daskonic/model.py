@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -160,21 +160,21 @@ def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
     with report.stage("flatten"):
         rows = inputs.flatten()
     report.rows = len(rows)
-    scores = _Joined(spec, _wanted(model, spec), len(rows))
-    calls: deque[tuple[slice, Call]] = deque()
-    most = pool.settings.window * len(pool.settings.servers)
-    try:
+    scores = _Joined(_wanted(model, spec), len(rows))
+    with _Window(pool, scores, report) as window:
         for batch in split(len(rows), _rows_per_request(model, spec, rows, pool)):
-            calls.append((batch, _send(rows, batch, scores.names, spec, model, pool, report)))
-            while calls and (calls[0][1].done() or len(calls) > most):
-                _collect(*calls.popleft(), scores, report)
-        while calls:
-            _collect(*calls.popleft(), scores, report)
-    finally:
-        for _, call in calls:  # after an error: nobody wants these any more
-            call.cancel()
+            with report.stage("features"):
+                block = rows.features(batch)
+            with report.stage("encode"):
+                tensors = rows.tensors(block)
+                request = Request(spec.name, spec.version, tensors, scores.names, batch.stop - batch.start)
+                message = pool.encode(request)
+            with report.stage("submit"):
+                call = pool.submit(request, message, spec, (model.name, model.version))
+            report.sent_nbytes += sum(t.nbytes for t in tensors.values())
+            window.add(batch, call)
     with report.stage("unflatten"):
-        return unflatten(_named(scores.arrays, model, spec), rows.layout), report
+        return unflatten(_named(scores.arrays, model), rows.layout), report
 
 
 def split(n_rows: int, rows_per_request: int) -> Iterator[slice]:
@@ -183,36 +183,51 @@ def split(n_rows: int, rows_per_request: int) -> Iterator[slice]:
         yield slice(start, min(start + rows_per_request, n_rows))
 
 
-def _send(
-    rows: Rows, batch: slice, outputs: tuple[str, ...], spec: ModelSpec, model: Model, pool: Pool, report: Report
-) -> Call:
-    """Build one batch and put it under way."""
-    with report.stage("encode"):
-        tensors = rows.tensors(batch.start, batch.stop)
-        request = Request(spec.name, spec.version, tensors, outputs, batch.stop - batch.start)
-        message = pool.encode(request)
-        report.sent_nbytes += sum(t.nbytes for t in tensors.values())
-    with report.stage("submit"):
-        return pool.submit(request, message, spec, (model.name, model.version))
+class _Window:
+    """The batches of one call that are on their way, in order."""
 
+    def __init__(self, pool: Pool, scores: _Joined, report: Report) -> None:
+        self._calls: deque[tuple[slice, Call]] = deque()
+        self._most = pool.settings.window * len(pool.settings.servers)
+        self._scores = scores
+        self._report = report
 
-def _collect(batch: slice, call: Call, scores: _Joined, report: Report) -> None:
-    """Wait for one batch and put its rows in their place."""
-    with report.stage("infer"):
-        answer = call.infer()
-    with report.stage("decode"):
-        response = call.decode(answer)
-    with report.stage("join"):
-        scores.join(batch, response)
-    report.requests += call.attempts
-    report.retries += call.attempts - 1
-    report.endpoints[call.address] += 1
+    def __enter__(self) -> Self:
+        return self
+
+    def add(self, batch: slice, call: Call) -> None:
+        """One more; answers that are there are taken, and waited for when too many are not."""
+        self._calls.append((batch, call))
+        while self._calls and (self._calls[0][1].done() or len(self._calls) > self._most):
+            self._collect()
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            while self._calls and error is None:
+                self._collect()
+        finally:
+            for _batch, call in self._calls:  # after an error nobody wants these
+                call.cancel()
+
+    def _collect(self) -> None:
+        """Wait for the oldest batch and put its rows in their place."""
+        batch, call = self._calls[0]
+        with self._report.stage("infer"):
+            answer = call.infer()
+        with self._report.stage("decode"):
+            response = call.decode(answer)
+        with self._report.stage("join"):
+            self._scores.join(batch, response)
+        self._calls.popleft()
+        self._report.requests += call.attempts
+        self._report.retries += call.attempts - 1
+        self._report.endpoints[call.address] += 1
 
 
 class _Joined:
     """Outputs of all rows, filled batch by batch."""
 
-    def __init__(self, spec: ModelSpec, wanted: tuple[TensorSpec, ...], n_rows: int) -> None:
+    def __init__(self, wanted: tuple[TensorSpec, ...], n_rows: int) -> None:
         self._n_rows = n_rows
         self.names = tuple(t.name for t in wanted)
         # Open dimensions are known with the first answer; without rows they stay zero long.
@@ -266,7 +281,7 @@ def _rows_per_request(model: Model, spec: ModelSpec, rows: Rows, pool: Pool) -> 
     return max(1, min(limit, pool.settings.batch_nbytes // max(rows.row_nbytes, 1)))
 
 
-def _named(arrays: dict[str, Array], model: Model, spec: ModelSpec) -> Array | dict[str, Array]:
+def _named(arrays: dict[str, Array], model: Model) -> Array | dict[str, Array]:
     """One array, or a record of them; the last dimension as fields where it has names."""
     if model.classes is not None:
         (values,) = arrays.values()

@@ -85,9 +85,12 @@ class ModelSpec:
         """
         fixed = [str(t) for t in (*self.inputs, *self.outputs) if t.shape[:1] != (ANY,)]
         if fixed:
-            raise SpecError(f"model {self.name!r} has no open first dimension to be the batch in {'; '.join(fixed)}")
+            raise SpecError(
+                f"model {self.name!r} has no open first dimension to be the batch in {'; '.join(fixed)}"
+            )
         inputs, outputs = (
-            tuple(TensorSpec(t.name, t.dtype, t.shape[1:]) for t in tensors) for tensors in (self.inputs, self.outputs)
+            tuple(TensorSpec(t.name, t.dtype, t.shape[1:]) for t in tensors)
+            for tensors in (self.inputs, self.outputs)
         )
         return dataclasses.replace(self, inputs=inputs, outputs=outputs, max_batch_size=max_batch_size)
 

@@ -22,11 +22,9 @@ COMMANDS = {
 class _Failure(click.ClickException):
     """A :class:`DaskonicError` as one line and its exit code."""
 
-    exit_code: int
-
     def __init__(self, error: DaskonicError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click meant it for classes
 
     def show(self, file: Any = None) -> None:  # noqa: ARG002
         """One line on stderr, whatever the message held."""

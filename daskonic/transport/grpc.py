@@ -87,7 +87,9 @@ class GrpcTransport:
     def model_spec(self, model: str, version: str, timeout_s: float) -> ModelSpec:
         """Metadata and configuration of a model, in one :class:`ModelSpec`."""
         try:
-            metadata = self._call("ModelMetadata", pb.ModelMetadataRequest(name=model, version=version), timeout_s)
+            metadata = self._call(
+                "ModelMetadata", pb.ModelMetadataRequest(name=model, version=version), timeout_s
+            )
         except ModelNotFoundError as error:
             raise ModelNotFoundError(self._what_exists(model, version, timeout_s)) from error
         config = self._config(model, version, timeout_s)
@@ -134,9 +136,14 @@ class GrpcTransport:
     def _config(self, model: str, version: str, timeout_s: float) -> Any:
         """The model's configuration, or None where the server has no such call."""
         try:
-            return self._call("ModelConfig", pb.ModelConfigRequest(name=model, version=version), timeout_s).config
+            return self._call(
+                "ModelConfig", pb.ModelConfigRequest(name=model, version=version), timeout_s
+            ).config
         except ServerError as error:
-            if isinstance(error.__cause__, grpc.RpcError) and error.__cause__.code() == grpc.StatusCode.UNIMPLEMENTED:
+            if (
+                isinstance(error.__cause__, grpc.RpcError)
+                and error.__cause__.code() == grpc.StatusCode.UNIMPLEMENTED
+            ):
                 return None
             raise
 
@@ -203,13 +210,19 @@ def _outputs(message: Any, address: str) -> Iterator[tuple[str, Array]]:
     for i, tensor in enumerate(message.outputs):
         dtype, shape = DTYPES.get(tensor.datatype), tuple(tensor.shape)
         if dtype is None:
-            raise ResponseError(f"{address}: output {tensor.name!r} is {tensor.datatype}, which daskonic does not carry")
+            raise ResponseError(
+                f"{address}: output {tensor.name!r} is {tensor.datatype}, which daskonic does not carry"
+            )
         if raw:
             values = np.frombuffer(raw[i], dtype)
         else:
-            values = np.array(getattr(tensor.contents, TYPED_CONTENTS.get(tensor.datatype, "bytes_contents")), dtype)
+            values = np.array(
+                getattr(tensor.contents, TYPED_CONTENTS.get(tensor.datatype, "bytes_contents")), dtype
+            )
         if values.size != np.prod(shape, dtype=np.int64):
-            raise ResponseError(f"{address}: output {tensor.name!r} says shape {shape} but carries {values.size} numbers")
+            raise ResponseError(
+                f"{address}: output {tensor.name!r} says shape {shape} but carries {values.size} numbers"
+            )
         yield tensor.name, values.reshape(shape)
 
 

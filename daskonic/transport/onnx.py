@@ -51,7 +51,9 @@ class OnnxTransport:
                 str(path), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's own exceptions have no common base
-            raise InputError(f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"{path} cannot be loaded by ONNX Runtime: {str(error).splitlines()[0]}"
+            ) from error
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="daskonic-onnx")
 
     def model_spec(self, model: str, version: str, timeout_s: float) -> ModelSpec:  # noqa: ARG002

@@ -1,0 +1,8 @@
+"""Physics objects into the inputs of a network."""
+
+from __future__ import annotations
+
+from daskonic.features.features import Features
+from daskonic.features.rows import Inputs, Pad, Rows
+
+__all__ = ["Features", "Inputs", "Pad", "Rows"]

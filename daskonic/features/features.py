@@ -1,0 +1,135 @@
+"""How objects become inputs: by a function, or by weaver's data configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
+
+from daskonic.errors import ConfigError
+from daskonic.features.function import FunctionFeatures
+from daskonic.features.rows import Inputs, Pad
+from daskonic.features.variables import VariableFeatures
+from daskonic.features.weaver import load
+from daskonic.tensors import ModelSpec
+
+__all__ = ["Features"]
+
+
+class Features:
+    """Turns physics objects into the named input tensors of a model.
+
+    Parameters
+    ----------
+    function : callable
+        Takes the objects, gives a mapping from input names to arrays (or one array for a model
+        with one input). An array nests like the objects, then come the dimensions of one row
+        in the model: ``n_events * var * 16 * float32`` for a model that takes ``[16]``. Where a row is
+        jagged, say with ``pad`` how it becomes a rectangle. A list of arrays becomes channels:
+        ``{"x": [deta, dphi]}`` for a model that takes ``[2, length]``.
+    pad : mapping of str to Pad, optional
+        For the inputs that are jagged within a row.
+
+    Examples
+    --------
+    >>> features = dk.Features(  # doctest: +SKIP
+    ...     lambda jets: {"x": [jets.constituents.pt, jets.constituents.eta]}, pad={"x": dk.Pad(64)}
+    ... )
+    """
+
+    def __init__(self, function: Callable[[Any], Any], pad: Mapping[str, Pad] | None = None) -> None:
+        if not callable(function):
+            raise ConfigError(
+                f"features need a function, not {function!r}; for a YAML, Features.from_weaver(path)"
+            )
+        self._maker: FunctionFeatures | VariableFeatures = FunctionFeatures(function, dict(pad or {}))
+
+    @classmethod
+    def from_weaver(
+        cls,
+        path: str | os.PathLike[str],
+        inputs: Mapping[str, str] | None = None,
+        *,
+        nan: Literal["error", "zero"] = "error",
+    ) -> Features:
+        """Features of weaver's data configuration, object by object equal to weaver's own.
+
+        Parameters
+        ----------
+        path : str or path
+            The YAML of the training. With automatic standardisation, the ``.auto.yaml`` that weaver wrote.
+        inputs : mapping of str to str, optional
+            Model's input name to the configuration's, where they differ by more than the prefix
+            ``pf_``.
+        nan : {"error", "zero"}
+            Weaver fills 0 for NaN in silence; here that must be asked for.
+
+        Raises
+        ------
+        SpecError
+            Not a data configuration, or a formula with an unknown function.
+        """
+        if nan not in ("error", "zero"):
+            raise ConfigError(f"nan is {nan!r}; there are 'error' and 'zero'")
+        features = cls.__new__(cls)
+        features._maker = VariableFeatures(load(path), dict(inputs or {}), nan_to_zero=nan == "zero")
+        return features
+
+    @classmethod
+    def plain(cls) -> Features:
+        """No features: the objects are the model's inputs already."""
+        return cls(_as_they_are)
+
+    def __call__(self, objects: Any, spec: ModelSpec) -> Inputs:
+        """Inputs for one call, checked against the model.
+
+        Raises
+        ------
+        SpecError
+            Names, ranks or dtypes disagree with the model's.
+        """
+        return self._maker.inputs(objects, spec)
+
+    def __repr__(self) -> str:
+        return f"Features({self._maker})"
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of a data configuration; empty if it has none."""
+        return self._maker.config.labels if isinstance(self._maker, VariableFeatures) else ()
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the data configuration; empty for a function."""
+        return self._maker.config.digest if isinstance(self._maker, VariableFeatures) else ""
+
+    def fields(
+        self, jet: Collection[str], constituents: Collection[str], spec: ModelSpec | None = None
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        """Of the fields that jets and their constituents have, those that are needed.
+
+        Parameters
+        ----------
+        jet, constituents : collection of str
+            Fields that could be read, without prefix: ``pt``.
+        spec : ModelSpec, optional
+            Only for the inputs of this model.
+
+        Returns
+        -------
+        jet, constituents : frozenset of str
+            All of them for a function, which does not say.
+
+        Raises
+        ------
+        SpecError
+            A variable can be made from none of them.
+        """
+        if isinstance(self._maker, VariableFeatures):
+            return self._maker.fields(jet, constituents, spec)
+        return frozenset(jet), frozenset(constituents)
+
+
+def _as_they_are(objects: Any) -> Any:
+    """No features; a function of the module, so that it can be pickled."""
+    return objects

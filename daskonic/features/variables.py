@@ -1,0 +1,214 @@
+"""Inputs made of named variables, as weaver's data configuration lists them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import awkward as ak
+import numpy as np
+
+from daskonic.errors import SpecError
+from daskonic.features.formula import Formula, evaluate_whole
+from daskonic.features.jets import CONSTITUENTS, Location, Names, Program, order
+from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, evaluate
+from daskonic.features.weaver import WeaverConfig, WeaverInput
+from daskonic.ragged import Counts, content, depth_of, flatten
+from daskonic.tensors import ModelSpec, TensorSpec
+
+__all__ = ["VariableFeatures"]
+
+
+@dataclass(frozen=True, slots=True)
+class VariableFeatures:
+    """A data configuration, and which of its inputs the model's are."""
+
+    config: WeaverConfig
+    aliases: dict[str, str]
+    nan_to_zero: bool
+
+    def __str__(self) -> str:
+        return self.config.path
+
+    def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
+        """Find every variable of the model's inputs in the objects."""
+        if not isinstance(objects, ak.Array) or not (objects.fields or _unknown(objects)):
+            kind = objects.type if isinstance(objects, ak.Array) else type(objects).__name__
+            raise SpecError(
+                f"features {self.config.path} need an awkward array of jets with fields such as pt, and with their "
+                f"constituents in a field of that name; not {kind}"
+            )
+        plans = [self._plan(tensor, spec) for tensor in spec.inputs]
+        wanted = {v.name: None for plan in plans for v in plan.variables}
+        if not objects.fields:
+            return _VariableInputs(objects, Program({}, ()), tuple(plans), tuple(wanted), self.nan_to_zero)
+        names = Names(objects.fields, _constituents(objects).fields if CONSTITUENTS in objects.fields else ())
+        program = self._program(wanted, names)
+        return _VariableInputs(objects, program, tuple(plans), (), self.nan_to_zero)
+
+    def fields(
+        self, jet: Collection[str], constituents: Collection[str], spec: ModelSpec | None
+    ) -> tuple[frozenset[str], frozenset[str]]:
+        """The fields that are needed of those there are."""
+        inputs = self.config.inputs if spec is None else [self._input(t, spec) for t in spec.inputs]
+        program = self._program({v.name: None for i in inputs for v in i.variables}, Names(jet, constituents))
+        of = {
+            c: frozenset(w.field for w in program.fields.values() if w.collection == c)
+            for c in ("jet", CONSTITUENTS)
+        }
+        return of["jet"], of[CONSTITUENTS]
+
+    def _program(self, wanted: Mapping[str, None], names: Names) -> Program:
+        """How to make the variables; an error tells the file."""
+        try:
+            return order(wanted, self.config.formulas, names)
+        except SpecError as error:
+            raise SpecError(f"features {self.config.path}: {error}") from error
+
+    def _input(self, tensor: TensorSpec, spec: ModelSpec) -> WeaverInput:
+        """The configuration's input for one of the model's."""
+        inputs = {i.name: i for i in self.config.inputs}
+        for name in (
+            self.aliases.get(tensor.name, tensor.name),
+            f"pf_{tensor.name}",
+            tensor.name.removeprefix("pf_"),
+        ):
+            if name in inputs:
+                return inputs[name]
+        raise SpecError(
+            f"features {self.config.path}: no input for {tensor.name!r} of model {spec.name!r}; there are "
+            f"{', '.join(inputs)}; if one of them is meant, say so: from_weaver(..., inputs={{{tensor.name!r}: NAME}})"
+        )
+
+    def _plan(self, tensor: TensorSpec, spec: ModelSpec) -> Plan:
+        """How one of the model's inputs is made."""
+        source = self._input(tensor, spec)
+        n = len(source.variables)
+        shape: tuple[int, ...] = (n,) if source.length is None else (n, source.length)
+        stacked = True
+        if source.length is None and n == 1 and tensor.shape == ():  # weaver adds no dimension for one value
+            shape, stacked = (), False
+        if not tensor.accepts(shape):
+            raise SpecError(
+                f"features {self.config.path}: input {source.name!r} has rows of shape {list(shape)} ({n} variables"
+                + (f", length {source.length}" if source.length else "")
+                + f"); model {spec.name!r} takes {tensor}"
+            )
+        if tensor.dtype.kind != "f":
+            raise SpecError(
+                f"features {self.config.path}: variables are float32; model {spec.name!r} takes {tensor}"
+            )
+        pad = None if source.length is None else Pad(source.length, source.pad_mode)
+        return Plan(tensor.name, tensor.dtype, shape, source.variables, pad, stacked)
+
+
+@dataclass(frozen=True, slots=True)
+class _VariableInputs:
+    """Jets, and how to make the inputs from them."""
+
+    objects: Any
+    program: Program
+    plans: tuple[Plan, ...]
+    empty: tuple[str, ...]
+    nan_to_zero: bool
+
+    def flatten(self) -> Rows:
+        """Columns of all fields; formulas that look at whole lists are evaluated here, the others per batch."""
+        rows, layout = flatten(self.objects, depth_of(self.objects))
+        columns = _columns(rows, self.program.fields)
+        columns |= {name: Column(np.empty(0, np.float32)) for name in self.empty}
+        now = _before_batches(self.program.steps)
+        for formula in self.program.steps:
+            if formula.name in now:
+                columns[formula.name] = (
+                    evaluate(formula, columns) if formula.itemwise else _evaluate_whole(formula, columns)
+                )
+        later = tuple(f for f in self.program.steps if f.name not in now)
+        needed = {n for f in later for n in f.arguments} | {v.name for p in self.plans for v in p.variables}
+        columns = {name: column for name, column in columns.items() if name in needed}
+        return Rows(layout, columns, later, self.plans, self.nan_to_zero)
+
+
+def _constituents(jets: Any) -> Any:
+    """The constituents; coffea has the particles one level deeper, in ``pf``."""
+    constituents = jets[CONSTITUENTS]
+    return constituents["pf"] if "pf" in constituents.fields else constituents
+
+
+def _columns(jets: Any, fields: Mapping[str, Location]) -> dict[str, Column]:
+    """Flat values of all fields; those of one collection share the array of their counts."""
+    columns: dict[str, Column] = {}
+    known: list[Counts] = []
+    if any(location.collection == CONSTITUENTS for location in fields.values()):
+        particles = _constituents(jets)
+        if ak.any(ak.is_none(particles, axis=0)):
+            raise SpecError(
+                "jets have None for their constituents; give these an empty list, or drop the jets"
+            )
+        known.append(np.asarray(ak.num(particles, axis=1), dtype=np.int64))
+        flat = ak.flatten(particles, axis=1)
+    for name, location in fields.items():
+        if location.collection == CONSTITUENTS:
+            columns[name] = Column(
+                content(flat[location.field], f"constituents.{location.field}")[0], known[0]
+            )
+            continue
+        values, counts = content(jets[location.field], location.field)
+        columns[name] = Column(values, None if counts is None else _shared(counts, known))
+    return columns
+
+
+def _shared(counts: Counts, known: list[Counts]) -> Counts:
+    """An equal array that is known already, so that columns are padded together."""
+    for other in known:
+        if np.array_equal(other, counts):
+            return other
+    known.append(counts)
+    return counts
+
+
+def _before_batches(steps: tuple[Formula, ...]) -> set[str]:
+    """Formulas that look at whole lists, and all that these need."""
+    now: set[str] = set()
+    for formula in reversed(steps):
+        if not formula.itemwise or formula.name in now:
+            now |= {formula.name, *formula.arguments}
+    return now & {f.name for f in steps}
+
+
+def _evaluate_whole(formula: Formula, columns: Mapping[str, Column]) -> Column:
+    """A formula on the nested arrays of all rows."""
+    arguments = {}
+    for name in formula.arguments:
+        column = columns[name]
+        arguments[name] = (
+            ak.from_numpy(column.values, regulararray=True)
+            if column.counts is None
+            else ak.unflatten(ak.from_numpy(column.values, regulararray=True), column.counts)
+        )
+    try:
+        value = evaluate_whole(formula, arguments)
+    except (TypeError, ValueError, IndexError) as error:
+        raise SpecError(
+            f"variable {formula.name!r} = {formula.text!r}: {' '.join(str(error).split())[:200]}"
+        ) from error
+    if not isinstance(value, ak.Array | np.ndarray):
+        raise SpecError(
+            f"variable {formula.name!r} = {formula.text!r}: gives {type(value).__name__}, not an array"
+        )
+    values, counts = content(value, f"variable {formula.name!r}")
+    return Column(
+        values,
+        None
+        if counts is None
+        else _shared(counts, [c.counts for c in columns.values() if c.counts is not None]),
+    )
+
+
+def _unknown(array: Any) -> bool:
+    """Whether an empty array has no type that could tell its fields."""
+    kind = array.type
+    while hasattr(kind, "content"):
+        kind = kind.content
+    return isinstance(kind, ak.types.UnknownType)
