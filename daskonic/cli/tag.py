@@ -1,0 +1,323 @@
+"""``daskonic tag``: score the jets of files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from daskonic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+    from daskonic.model import Model
+    from daskonic.plugin import InferencePlugin
+    from daskonic.tagging import Progress, Summary
+
+__all__ = ["tag"]
+
+EVENTS_PER_TASK = 5_000
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
+    """``a,b`` as a tuple; None if not given."""
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise click.BadParameter("different names, separated by commas, are needed")
+    return names
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True)
+@click.option(
+    "--model", "model_name", required=True, metavar="NAME", help="Model in the servers' repository."
+)
+@click.option("--version", default="", metavar="V", help="Its version  [default: the one that answers now].")
+@click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
+)
+@click.option("--features", metavar="YAML", help="Weaver's data configuration of the model.")
+@click.option(
+    "--nan",
+    type=click.Choice(["error", "zero"]),
+    default="error",
+    show_default=True,
+    help="What to do with NaN in an input; weaver's own reader makes it 0.",
+)
+@click.option("--jets", default="FatJet", show_default=True, help="Collection to score.")
+@click.option(
+    "--output",
+    required=True,
+    metavar="DIR",
+    help="Folder for the scores; a run that was interrupted there is continued.",
+)
+@click.option(
+    "--scheduler",
+    metavar="ADDRESS",
+    help="Dask scheduler, as in tcp://host:8786  [default: a cluster on this machine].",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Worker processes of the cluster on this machine  [default: one for each core].",
+)
+@click.option(
+    "--chunk-size",
+    type=click.IntRange(1),
+    default=EVENTS_PER_TASK,
+    show_default=True,
+    help="Events of one task, and in one Parquet file.",
+)
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(["parquet", "root"]),
+    default="parquet",
+    show_default=True,
+    help="Parquet files, or a friend tree for each input file.",
+)
+@click.option("--tree", default="", help="Tree to read  [default: Events, else the only one].")
+@click.option(
+    "--classes",
+    callback=_names,
+    metavar="A,B,...",
+    help="Names of the output's numbers  [default: the labels in --features].",
+)
+@click.option("--outputs", callback=_names, metavar="A,B,...", help="Outputs to keep  [default: all].")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Most jets in one request, where the server does not say."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
+@click.pass_context
+def tag(
+    ctx: click.Context,
+    /,
+    files: tuple[str, ...],
+    servers: tuple[str, ...],
+    output: str,
+    scheduler: str | None,
+    workers: int | None,
+    as_json: bool,
+    jets: str,
+    chunk_size: int,
+    fmt: str,
+    tree: str,
+    **of_model: Any,
+) -> None:
+    """Score the jets of ROOT (TTree, RNTuple) or Parquet files.
+
+    FILES are paths, globs (also quoted) or URLs. The scores go to OUTPUT/scores, aligned with the
+    input event by event and jet by jet; OUTPUT/manifest.json says who made them. A run that was
+    interrupted is continued by the same command.
+    """
+    from daskonic.plugin import InferencePlugin
+    from daskonic.tagging import run
+
+    _quiet()
+    plugin = InferencePlugin(servers or None)
+    model = _model(plugin, files, **of_model)
+    begin = time.monotonic()
+    try:
+        with _client(plugin, scheduler, workers) as client, _progress_bar() as progress:
+            summary = run.tag(
+                files,
+                model,
+                output,
+                jets=jets,
+                client=client,
+                chunk_size=chunk_size,
+                fmt=fmt,
+                tree=tree,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        click.echo(
+            "daskonic: interrupted; what is done is kept, run the same command again to continue", err=True
+        )
+        ctx.exit(130)
+    seconds = time.monotonic() - begin
+    if as_json:
+        click.echo(json.dumps(_facts(summary, seconds)))
+    else:
+        _print_summary(summary, seconds)
+
+
+def _quiet() -> None:
+    """Errors come as one line; Dask's own account of the same is for its developers."""
+    for name in ("distributed", "asyncio", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module=r"distributed|dask")
+
+
+def _model(
+    plugin: InferencePlugin,
+    files: tuple[str, ...],
+    model_name: str,
+    version: str,
+    features: str | None,
+    nan: Any,
+    classes: tuple[str, ...] | None,
+    outputs: tuple[str, ...] | None,
+    batch_size: int | None,
+) -> Model:
+    """The handle, after all that can be checked without a cluster has been checked."""
+    from daskonic.features import Features
+    from daskonic.model import Model
+    from daskonic.plugin import pool_for
+    from daskonic.tagging.sources import check_found
+
+    made = None if features is None else Features.from_weaver(features, nan=nan)
+    check_found(files)
+    spec = pool_for(plugin.settings).spec(model_name, version)
+    if made is None:
+        inputs = ", ".join(str(t) for t in spec.inputs)
+        raise ConfigError(
+            f"model {model_name!r} takes {inputs}; say with --features YAML how jets become that"
+        )
+    wanted = [t for t in spec.outputs if outputs is None or t.name in outputs]
+    labels = made.labels
+    if classes is None and labels and len(wanted) == 1 and wanted[0].shape[-1:] == (len(labels),):
+        classes = labels
+    return Model(model_name, spec.version, made, classes=classes, outputs=outputs, batch_size=batch_size)
+
+
+@contextmanager
+def _client(plugin: InferencePlugin, scheduler: str | None, workers: int | None) -> Iterator[Client]:
+    """A client of the scheduler named, or of a cluster that lives as long as the command."""
+    from distributed import Client
+
+    from daskonic.deploy import local_cluster
+
+    if scheduler is not None:
+        if workers is not None:
+            raise ConfigError("--workers is for the cluster on this machine; that of --scheduler has its own")
+        try:
+            client = Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigError(f"no Dask scheduler at {scheduler!r}: {error}") from error
+        with client:
+            client.register_plugin(plugin)
+            yield client
+        return
+    servers = plugin.settings.servers
+    n_workers = workers or len(os.sched_getaffinity(0))
+    with (
+        local_cluster(n_workers, servers=servers, silence_logs=logging.CRITICAL) as cluster,
+        Client(cluster) as client,  # type: ignore[no-untyped-call]
+    ):
+        yield client
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr with jets per second and the time left; nothing where stderr is a file."""
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("tagging"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tagging", total=None, rate="")
+        begin: list[float] = []
+
+        def advance(progress: Progress) -> None:
+            """Move the bar."""
+            if not begin:
+                begin.append(time.monotonic())
+            rate = progress.rows / max(time.monotonic() - begin[0], 1e-3)
+            text = f"{rate:,.0f} jets/s" if progress.rows else ""
+            bar.update(task, completed=progress.events, total=progress.events_total, rate=text)
+
+        yield advance
+
+
+def _facts(summary: Summary, seconds: float) -> dict[str, Any]:
+    """The summary for a script."""
+    report = summary.report
+    return {
+        "output": summary.output,
+        "manifest": os.path.join(summary.output, "manifest.json"),
+        "columns": list(summary.columns),
+        "files": summary.files,
+        "events": summary.events,
+        "jets": summary.rows,
+        "partitions": summary.partitions,
+        "partitions_computed": summary.computed,
+        "jets_computed": summary.computed_rows,
+        "seconds": round(seconds, 3),
+        "jets_per_s": round(_rate(summary), 1),
+        "requests": report.requests,
+        "retries": report.retries,
+        "servers": dict(report.endpoints),
+        "model": summary.model,
+        "model_version": summary.model_version,
+        "stages_s": {name: round(s, 3) for name, s in _stages(summary)},
+    }
+
+
+def _print_summary(summary: Summary, seconds: float) -> None:
+    """The summary for a person."""
+    from rich.console import Console
+    from rich.table import Table
+
+    report = summary.report
+    earlier = summary.partitions - summary.computed
+    table = Table(show_header=False, box=None, padding=(0, 2))
+    for name, value in (
+        ("scores", f"{summary.output}/scores"),
+        ("model", f"{summary.model}, version {summary.model_version}"),
+        ("columns", ", ".join(summary.columns)),
+        (
+            "files",
+            f"{summary.files:,} in {summary.partitions:,} partitions"
+            + (f", {earlier:,} done before" if earlier else ""),
+        ),
+        ("events", f"{summary.events:,}"),
+        ("jets", f"{summary.rows:,}"),
+        ("rate", f"{_rate(summary):,.0f} jets/s" if summary.computed else "nothing was left to do"),
+        (
+            "time",
+            f"{summary.seconds:.1f} s, and {max(seconds - summary.seconds, 0):.1f} s for the Dask cluster",
+        ),
+        ("stages", "  ".join(f"{n} {s:.1f} s" for n, s in _stages(summary) if s >= 0.05)),
+        ("requests", f"{report.requests:,}, {report.retries:,} of them retries"),
+        ("servers", ", ".join(f"{a} ({n:,})" for a, n in sorted(report.endpoints.items()))),
+    ):
+        if value:
+            table.add_row(name, value)
+    Console(soft_wrap=True).print(table)
+
+
+def _stages(summary: Summary) -> list[tuple[str, float]]:
+    """Seconds of the worker threads in each stage, in the order of the spine."""
+    from daskonic.report import STAGES
+
+    spent = summary.report.stages_s
+    return [(name, spent[name]) for name in ("events", *STAGES, "write") if name in spent]
+
+
+def _rate(summary: Summary) -> float:
+    """Jets per second of wall time that this run scored."""
+    return summary.computed_rows / summary.seconds if summary.seconds > 0 else 0.0

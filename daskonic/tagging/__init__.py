@@ -1,0 +1,7 @@
+"""Jets of files, scored by Dask workers, into files: what ``daskonic tag`` does."""
+
+from __future__ import annotations
+
+from daskonic.tagging.run import CHUNK_SIZE, Progress, Summary, tag
+
+__all__ = ["CHUNK_SIZE", "Progress", "Summary", "tag"]
