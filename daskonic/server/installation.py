@@ -10,6 +10,7 @@ use, where its pins bind nobody. An administrator can make one for all
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -104,9 +105,8 @@ def find(progress: Progress | None = None) -> Installation:
     refuse_platform()
     python = _suitable_python()
     version = f"py{python.version.replace('.', '')}"
-    return install(
-        cache_folder() / f"tritonserver-{TRITON_VERSION}-{version}", python=python.path, progress=progress
-    )
+    path = cache_folder() / f"tritonserver-{TRITON_VERSION}-{version}"
+    return install(path, python=python.path, progress=progress)
 
 
 def install(
@@ -209,6 +209,7 @@ def _suitable_python() -> _Python:
     )
 
 
+@functools.cache  # an interpreter takes 0.1 s to start
 def _inspect(python: Path) -> _Python:
     """Ask an interpreter for its version, site-packages and shared library."""
     done = subprocess.run(

@@ -5,35 +5,35 @@ from __future__ import annotations
 import atexit
 import contextlib
 import http.client
-import json
 import logging
 import os
-import re
 import shutil
-import socket
+import signal
 import subprocess
 import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self, TypeVar
 
 from daskonic.errors import ConfigError, InputError, LocalServerError
-from daskonic.server.installation import Installation, Progress, cache_folder, find
+from daskonic.server.index import ask, load_failure, repository_index
+from daskonic.server.installation import Installation, Progress, find
+from daskonic.server.launch import HOST, Ports, command, environment, free_ports, is_free, lay_out
+from daskonic.server.log import last_lines, new_log, port_taken
 
 __all__ = ["LocalServer", "local_server"]
 
-HOST = "127.0.0.1"
 STARTS = 5  # attempts, where other processes keep taking the ports that were free
-LOGS_KEPT = 20
 POLL_S = 0.02
 KILL_S = 15.0  # how long the supervisor may take to clear up after a kill
 
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
-PORT_TAKEN = re.compile(r"Socket '([^']+)' already in use")
+
+Answer = TypeVar("Answer")
 
 logger = logging.getLogger(__name__)
 
@@ -122,14 +122,15 @@ class LocalServer:
         if model_control not in ("none", "explicit", "poll"):
             raise ConfigError(f"model_control is {model_control!r}; known: none, explicit, poll")
         self.repository = Path(repository).absolute()
-        self.log = _new_log() if log is None else Path(log).absolute()
+        self.log = new_log() if log is None else Path(log).absolute()
         self._given = ports
         self._model_control = model_control
         self._timeout_s = timeout_s
         self._flags = tuple(flags)
         self._progress = progress
-        self._ports = (0, 0, 0)
+        self._ports: Ports = (0, 0, 0)
         self._id = ""
+        self._run = Path()
         self._pid = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
@@ -183,15 +184,15 @@ class LocalServer:
             raise LocalServerError(f"{self!r} is running already")
         self._check_repository()
         for port in self._given:
-            if port is not None and not _is_free(port):
+            if port is not None and not is_free(port):
                 raise LocalServerError(
                     f"port {port} of {HOST} is in use; choose another, or none for a free one"
                 )
         installation = find(self._progress)
         for attempt in range(1, STARTS + 1):
-            self._ports = _free_ports(self._given)
-            self._launch(installation)
+            self._ports = free_ports(self._given)
             try:
+                self._launch(installation)
                 self._await_ready()
             except _PortTakenError as error:
                 self.stop(grace_s=0)
@@ -231,6 +232,8 @@ class LocalServer:
             logger.warning("the supervisor (process %d) of %s had to be killed", process.pid, self.repository)
             process.kill()
             process.wait()
+        if process.returncode < 0:
+            self._clear_up()
         logger.info("Triton on %s:%d has stopped", HOST, self._ports[0])
 
     def wait(self, timeout_s: float | None = None) -> int | None:
@@ -253,7 +256,15 @@ class LocalServer:
         """What the repository holds: ``name``, ``version``, ``state`` and ``reason`` of each model version."""
         return self._models(time.monotonic() + 30)
 
-    def _running_ports(self) -> tuple[int, int, int]:
+    def _clear_up(self) -> None:
+        """What the supervisor does at its end, if it was killed before."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGKILL)
+        for path in Path("/dev/shm").glob(f"{self._shm_prefix}*"):
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self._run, ignore_errors=True)
+
+    def _running_ports(self) -> Ports:
         """Ports of gRPC, HTTP and metrics; LocalServerError unless running."""
         if self._process is None:
             raise LocalServerError(
@@ -281,94 +292,79 @@ class LocalServer:
     def _launch(self, installation: Installation) -> None:
         """Start the supervisor and through it the server."""
         self._id = f"daskonic-{uuid.uuid4().hex[:16]}"
-        shm_prefix = f"{self._id}_"
-        run = Path(tempfile.mkdtemp(prefix="daskonic-server-"))
+        self._run = Path(tempfile.mkdtemp(prefix="daskonic-server-"))
+        backends = self._run / "backends"
         try:
-            _lay_out(installation, run / "backends")
+            lay_out(installation, backends)
+            triton = command(
+                installation,
+                self.repository,
+                server_id=self._id,
+                ports=self._ports,
+                model_control=self._model_control,
+                backends=backends,
+                shm_prefix=self._shm_prefix,
+                flags=self._flags,
+            )
+            supervisor = [
+                installation.python,
+                "-I",
+                "-S",
+                SUPERVISOR,
+                os.getpid(),
+                self._shm_prefix,
+                self._run,
+            ]
             self.log.parent.mkdir(parents=True, exist_ok=True)
-            command = [
-                installation.python, "-I", "-S", SUPERVISOR, os.getpid(), shm_prefix, run,
-                *self._command(installation, run / "backends", shm_prefix),
-            ]  # fmt: skip
             with open(self.log, "wb") as log:
                 self._process = subprocess.Popen(
-                    [str(word) for word in command],
-                    env=_environment(installation),
+                    [*map(str, supervisor), *triton],
+                    env=environment(installation),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
                     start_new_session=True,  # Ctrl-C is for this process, which then stops the server
                 )
         except OSError as error:
-            shutil.rmtree(run, ignore_errors=True)
+            shutil.rmtree(self._run, ignore_errors=True)
             raise LocalServerError(f"Triton cannot be started: {error}") from error
         atexit.register(self.stop, grace_s=0)
         assert self._process.stdout is not None
         with self._process.stdout as told:
             self._pid = int(told.readline() or 0)
 
-    def _command(self, installation: Installation, backends: Path, shm_prefix: str) -> list[object]:
-        """The command line of Triton."""
-        grpc_port, http_port, metrics_port = self._ports
-        return [
-            installation.triton / "bin" / "tritonserver",
-            "--id", self._id,
-            "--model-repository", self.repository,
-            "--backend-directory", backends,
-            "--cache-directory", installation.triton / "caches",
-            "--grpc-address", HOST, "--grpc-port", grpc_port,
-            "--http-address", HOST, "--http-port", http_port,
-            "--metrics-address", HOST, "--metrics-port", metrics_port,
-            "--model-control-mode", self._model_control,
-            "--repository-poll-secs", "1",
-            "--exit-on-error=false",  # so that the index can be asked why a model did not load
-            "--exit-timeout-secs=5",
-            "--disable-auto-complete-config",  # seconds at every start, for what config.pbtxt says already
-            "--allow-gpu-metrics=false",
-            "--pinned-memory-pool-byte-size=0",
-            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-            *self._flags,
-        ]  # fmt: skip
+    @property
+    def _shm_prefix(self) -> str:
+        """What the names of the server's shared memory begin with."""
+        return f"{self._id}_"
 
     def _await_ready(self) -> None:
         """Return when the models are loaded; LocalServerError if one is not, or time is up."""
         end = time.monotonic() + self._timeout_s
-        served = self._models(end)
-        if self._model_control == "explicit":
-            return
-        wrong = [m for m in served if m["state"] != "READY" and not m["name"].startswith(".")]
-        if wrong:
-            log = self._read_log()
-            listed = "\n".join(f"{_named(m)}: {m['reason'] or _poll_failure(log, m['name'])}" for m in wrong)
+        served = [m for m in self._models(end) if not m["name"].startswith(".")]
+        self._until(end, lambda: ask(self._ports[2], "GET", "/metrics"))  # the port opened last
+        wrong = [m for m in served if m["state"] != "READY"]
+        if wrong and self._model_control != "explicit":
+            listed = "\n".join(load_failure(model, self._read_log()) for model in wrong)
             raise LocalServerError(f"Triton cannot load {len(wrong)} of {len(served)} models:\n{listed}\n"
                                    f"The server's log is {self.log}")  # fmt: skip
 
     def _models(self, end: float) -> list[dict[str, str]]:
         """The repository index, as soon as the server answers; it does when it has loaded the models."""
+        return self._until(end, lambda: repository_index(self._ports[1], self._id))
+
+    def _until(self, end: float, ask_once: Callable[[], Answer]) -> Answer:
+        """The first answer; LocalServerError if the server ends or time is up."""
         while True:
             with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
-                metadata = self._ask("GET", "/v2")
-                # Whoever took the port in the meantime may speak the same protocol.
-                if isinstance(metadata, Mapping) and metadata.get("name") == self._id:
-                    index = self._ask("POST", "/v2/repository/index")
-                    keys = ("name", "version", "state", "reason")
-                    return [{key: model.get(key, "") for key in keys} for model in index]
+                return ask_once()
             self._refuse_dead()
             if time.monotonic() > end:
                 raise LocalServerError(
                     f"Triton is not ready after {self._timeout_s:g} s (timeout_s); its log {self.log} ends:\n"
-                    + _last_lines(self._read_log())
+                    + last_lines(self._read_log())
                 )
             time.sleep(POLL_S)
-
-    def _ask(self, method: str, path: str) -> Any:
-        """One HTTP call to the server; by no proxy."""
-        connection = http.client.HTTPConnection(HOST, self._ports[1], timeout=5)
-        try:
-            connection.request(method, path, body=b"{}" if method == "POST" else None)
-            return json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
 
     def _refuse_dead(self) -> None:
         """LocalServerError, with what the server said last, if it has ended."""
@@ -377,10 +373,10 @@ class LocalServer:
         if code is None:
             return
         log = self._read_log()
-        taken = PORT_TAKEN.search(log)
+        taken = port_taken(log)
         if taken is not None:
-            raise _PortTakenError(f"{taken[1]} is in use by another process")
-        raise LocalServerError(f"Triton ended with code {code}; its log {self.log} ends:\n{_last_lines(log)}")
+            raise _PortTakenError(f"{taken} is in use by another process")
+        raise LocalServerError(f"Triton ended with code {code}; its log {self.log} ends:\n{last_lines(log)}")
 
     def _read_log(self) -> str:
         """The server's output so far."""
@@ -392,88 +388,3 @@ class LocalServer:
 
 class _PortTakenError(LocalServerError):
     """A port that was free has been taken since."""
-
-
-def _new_log() -> Path:
-    """A file for the server's output; of the older ones the newest are kept."""
-    folder = cache_folder() / "logs"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        old = sorted(folder.glob("triton-*.log"), key=lambda p: p.stat().st_mtime)
-        for path in old[: 1 - LOGS_KEPT]:
-            path.unlink(missing_ok=True)
-    except OSError:  # a home that cannot be written, or another process that tidies up just now
-        folder = Path(tempfile.gettempdir())
-    return folder / f"triton-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:8]}.log"
-
-
-def _is_free(port: int) -> bool:
-    """Whether a server could listen there."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((HOST, port))
-        except OverflowError as error:
-            raise ConfigError(f"port {port} is not between 1 and 65535") from error
-        except OSError:
-            return False
-        return True
-
-
-def _free_ports(given: tuple[int | None, int | None, int | None]) -> tuple[int, int, int]:
-    """The ports given, and free ones for those that are not."""
-    with contextlib.ExitStack() as stack:  # all held until all are chosen: no port twice
-        ports = []
-        for port in given:
-            if port is None:
-                sock = stack.enter_context(socket.socket())
-                sock.bind((HOST, 0))
-                port = int(sock.getsockname()[1])
-            ports.append(port)
-    return ports[0], ports[1], ports[2]
-
-
-def _lay_out(installation: Installation, backends: Path) -> None:
-    """The Python backend as Triton wants it: the stub of one Python version beside the library."""
-    backend = backends / "python"
-    backend.mkdir(parents=True)
-    shipped = installation.triton / "backends" / "python"
-    stubs = installation.triton / "python_backend_stubs" / installation.python_version
-    for source in (
-        shipped / "libtriton_python.so",
-        shipped / "triton_python_backend_utils.py",
-        stubs / "triton_python_backend_stub",
-    ):
-        (backend / source.name).symlink_to(source)
-
-
-def _environment(installation: Installation) -> dict[str, str]:
-    """Variables of the server: its stubs find their packages through ``python3`` on PATH."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
-    return inherited | {
-        "PATH": f"{installation.python.parent}{os.pathsep}{inherited.get('PATH', '')}",
-        "LD_LIBRARY_PATH": installation.library_path,
-        "VIRTUAL_ENV": str(installation.path),
-    }
-
-
-def _named(model: Mapping[str, str]) -> str:
-    """A model version in words."""
-    return f"{model['name']} (version {model['version']})" if model["version"] else model["name"]
-
-
-def _poll_failure(log: str, name: str) -> str:
-    """Why a model's folder or configuration was refused; the index does not say."""
-    found = re.search(
-        rf"(?P<before>.*\n)?.*Poll failed for model directory '{re.escape(name)}': (?P<why>.*)", log
-    )
-    if found is None:
-        return "no reason is given"
-    syntax = re.search(r"Error parsing text-format [^:]*: (.*)", found["before"] or "")
-    return found["why"].rstrip('"') + (f" ({syntax[1]})" if syntax else "")
-
-
-def _last_lines(log: str, count: int = 15) -> str:
-    """The end of a log, without the tables of options."""
-    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "+|"]
-    return "\n".join(lines[-count:])
