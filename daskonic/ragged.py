@@ -175,18 +175,19 @@ def content(array: Any, what: str) -> tuple[Array, Counts | None]:
         raise InputError(f"{what} is a NumPy masked array; make it an awkward array with None, or fill it")
     if isinstance(array, np.ndarray):
         return _of_numbers(array, what), None
+    kind = array.type
     counts = None
-    if isinstance(_inside_option(array.type.content), ak.types.ListType):
-        if ak.any(ak.is_none(array, axis=0)):
-            raise InputError(f"{what} has None where a list of values is needed (fill or drop these)")
-        counts = np.asarray(ak.num(array, axis=1), dtype=np.int64)
-        array = ak.flatten(array, axis=1)
     try:
+        if isinstance(_inside_option(kind.content), ak.types.ListType):
+            if ak.any(ak.is_none(array, axis=0)):
+                raise InputError(f"{what} has None where a list of values is needed (fill or drop these)")
+            counts = np.asarray(ak.num(array, axis=1), dtype=np.int64)
+            array = ak.flatten(array, axis=1)
         values = ak.to_numpy(array, allow_missing=True)
     except (TypeError, ValueError) as error:
         raise SpecError(
-            f"{what} is {array.type}: at most one of its dimensions inside a row may be jagged, the first, "
-            "and its values must be numbers"
+            f"{what} is {kind}: its values must be numbers, and at most one of its dimensions inside a row may be "
+            "jagged, the first"
         ) from error
     if isinstance(values, np.ma.MaskedArray):
         if np.ma.is_masked(values):

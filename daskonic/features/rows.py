@@ -14,12 +14,14 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from daskonic.errors import InputError
+from daskonic.errors import ConfigError, InputError
 from daskonic.features.formula import Formula, evaluate_flat
 from daskonic.ragged import Counts, Layout, pad
 from daskonic.tensors import ANY, Array
 
 __all__ = ["Block", "Column", "Inputs", "Pad", "Plan", "Rows", "Variable", "evaluate"]
+
+PAD_MODES = ("constant", "wrap")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +45,14 @@ class Pad:
     mode: str = "constant"
     value: float = 0.0
     channels: str = "first"
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ConfigError(f"length of a Pad is {self.length}; at least 1 is needed")
+        if self.mode not in PAD_MODES:
+            raise ConfigError(f"mode of a Pad is {self.mode!r}; there are {', '.join(PAD_MODES)}")
+        if self.channels not in ("first", "last"):
+            raise ConfigError(f"channels of a Pad are {self.channels!r}; there are 'first' and 'last'")
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,30 +192,35 @@ class Rows:
             scaled: npt.NDArray[np.float32] = np.subtract(values, variable.center, dtype=np.float32)
             scaled *= np.float32(variable.scale)
             values = np.clip(scaled, variable.low, variable.high, out=scaled)
-        if values.dtype.kind == "f" and not np.isfinite(np.add.reduce(values, axis=None)):
-            values = self._without_nan(values, variable, plan, block)
-        return values if values.dtype == plan.dtype else _cast(values, variable.name, plan)
+        with np.errstate(all="ignore"):
+            cast = values if values.dtype == plan.dtype else _cast(values, variable.name, plan)
+            if cast.dtype.kind == "f" and not np.isfinite(np.add.reduce(cast, axis=None)):
+                cast = self._finite(cast, values, variable, plan, block)
+        return cast
 
-    def _without_nan(self, values: Array, variable: Variable, plan: Plan, block: Block) -> Array:
+    def _finite(self, cast: Array, values: Array, variable: Variable, plan: Plan, block: Block) -> Array:
         """Weaver's zeros for NaN if the user wants them; otherwise an error that names the first bad row."""
         if self.nan_to_zero:
-            values = np.where(np.isnan(values), values.dtype.type(0), values)
-        bad = ~np.isfinite(values)
+            cast = np.where(np.isnan(cast), cast.dtype.type(0), cast)
+        bad = ~np.isfinite(cast)
         if not bad.any():  # a sum of finite numbers may overflow
-            return values
+            return cast
+        item = int(np.flatnonzero(bad)[0])
         counts = block.columns[variable.name].counts
-        item = int(np.flatnonzero(bad.reshape(len(values), -1).any(axis=1))[0])
-        in_block = item if counts is None else int(np.searchsorted(np.cumsum(counts), item, side="right"))
+        in_block = item // (bad.size // len(bad))
+        if counts is not None:
+            in_block = int(np.searchsorted(np.cumsum(counts), in_block, side="right"))
         row = block.batch.start + in_block
         position = ", ".join(map(str, self.layout.position(row)))
+        value = values.reshape(-1)[item]
         raise InputError(
-            f"variable {variable.name!r} (input {plan.name!r}) is not finite for {int(bad.sum())} values in rows "
-            f"{block.batch.start} to {block.batch.stop - 1}, the first {values.reshape(-1)[bad.reshape(-1)][0]} "
-            f"in row {row} (index {position}); mend the input"
+            f"variable {variable.name!r} (input {plan.name!r}) is not finite in {plan.dtype.name} for {int(bad.sum())} "
+            f"values in rows {block.batch.start} to {block.batch.stop - 1}, the first {value} in row {row} "
+            f"(index {position}); mend the input"
             + (
-                ""
-                if self.nan_to_zero
-                else ", or let NaN become 0 as weaver does: Features.from_weaver(..., nan='zero')"
+                ", or let NaN become 0 as weaver does: Features.from_weaver(..., nan='zero')"
+                if np.isnan(value)
+                else ""
             )
         )
 
@@ -285,12 +300,7 @@ def _cast(values: Array, what: str, plan: Plan) -> Array:
                 f"{what!r} (input {plan.name!r}) has values from {low} to {high}; the model's {plan.dtype.name} "
                 f"holds {limits.min} to {limits.max}"
             )
-    cast = values.astype(plan.dtype)
-    if plan.dtype == np.float16 and values.dtype.kind == "f" and not np.isfinite(cast).all():
-        raise InputError(
-            f"{what!r} (input {plan.name!r}) has values beyond float16, up to {np.abs(values).max():g}"
-        )
-    return cast
+    return values.astype(plan.dtype)
 
 
 class Inputs(Protocol):

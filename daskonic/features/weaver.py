@@ -21,11 +21,9 @@ import yaml
 
 from daskonic.errors import SpecError
 from daskonic.features.formula import Formula, parse
-from daskonic.features.rows import Variable
+from daskonic.features.rows import PAD_MODES, Variable
 
 __all__ = ["WeaverConfig", "WeaverInput", "load"]
-
-PAD_MODES = ("constant", "wrap")
 
 
 @dataclass(frozen=True, slots=True)
