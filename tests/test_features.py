@@ -159,7 +159,7 @@ def test_values_beyond_the_dtype_of_the_model_are_an_error() -> None:
     with pytest.raises(InputError, match="values from 1 to 5000000000; the model's int32 holds"):
         tensors(dk.Features.plain(), np.array([1, 5_000_000_000]), spec(("x", "i4", ())))
     with pytest.raises(
-        InputError, match="not finite in float16 for 1 values in rows 0 to 1, the first 100000.0 in row 1"
+        InputError, match=r"not finite in float16 for 1 values in rows 0 to 1, the first 100000\.0 in row 1"
     ):
         tensors(dk.Features.plain(), np.array([1.0, 1e5]), spec(("x", "f2", ())))
 
@@ -170,5 +170,5 @@ def test_a_large_finite_sum_is_not_taken_for_infinity() -> None:
 
 
 def test_features_need_a_function() -> None:
-    with pytest.raises(ConfigError, match="Features.from_weaver"):
+    with pytest.raises(ConfigError, match=r"Features\.from_weaver"):
         dk.Features("particlenet.yaml")  # type: ignore[arg-type]
