@@ -42,6 +42,8 @@ class TritonPythonModel:
         seconds = self.number("fixed_ms") / 1e3 + rows * self.number("per_item_us") / 1e6
         if self.kind == "sleep":
             seconds += self.number("seconds", 1.0)
+        if "touch" in self.given:
+            open(self.given["touch"], "w").close()
         if seconds:
             time.sleep(seconds)
         if self.kind == "fail":
@@ -71,7 +73,7 @@ def write_model(
     max_batch_size: int = 1024,
     instances: int = 1,
     version: int = 1,
-    **parameters: float,
+    **parameters: float | str,
 ) -> Path:
     """Write a model into a repository.
 
@@ -83,7 +85,8 @@ def write_model(
         ``seconds`` (1.0); ``fail`` raises; ``crash`` kills its process; ``graph`` identity of
         float32[any, any] without a batch dimension; ``fails_to_load``.
     **parameters
-        ``seconds``; ``fixed_ms`` and ``per_item_us``: time every execution takes.
+        ``seconds``; ``fixed_ms`` and ``per_item_us``: time every execution takes; ``touch``: a file
+        to make when one begins.
     """
     assert kind in KINDS
     model = Path(repository) / name
@@ -94,7 +97,9 @@ def write_model(
     return model
 
 
-def _config(name: str, kind: str, max_batch_size: int, instances: int, parameters: dict[str, float]) -> str:
+def _config(
+    name: str, kind: str, max_batch_size: int, instances: int, parameters: dict[str, float | str]
+) -> str:
     dims_x, outputs = "-1", [("Y", "TYPE_FP32", "-1")]
     if kind == "sum":
         dims_x, outputs = "16", [("Y", "TYPE_FP32", "2")]

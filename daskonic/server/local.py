@@ -279,15 +279,11 @@ class LocalServer:
             raise InputError(
                 f"the model repository {self.repository} {what} a folder with one folder a model"
             )
-        if self._model_control == "none" and not self._folders():
-            hint = ""
-            if (self.repository / "config.pbtxt").exists():
-                hint = f"; this is a model: its repository is {self.repository.parent}"
-            raise InputError(f"the model repository {self.repository} has no model{hint}")
-
-    def _folders(self) -> set[str]:
-        """Names of the models; hidden folders are nobody's models."""
-        return {p.name for p in self.repository.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        if (self.repository / "config.pbtxt").exists():
+            raise InputError(f"{self.repository} is a model; its repository is {self.repository.parent}")
+        models = [p for p in self.repository.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        if not models and self._model_control == "none":
+            raise InputError(f"the model repository {self.repository} has no model")
 
     def _launch(self, installation: Installation) -> None:
         """Start the supervisor and through it the server."""

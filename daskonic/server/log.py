@@ -35,6 +35,7 @@ def port_taken(log: str) -> str | None:
 
 
 def last_lines(log: str, count: int = 15) -> str:
-    """The end of a log, without the tables of options."""
-    lines = [line for line in log.splitlines() if line.strip() and line[0] not in "+|"]
+    """The end of a log, without the tables of options and the usage text that follows a wrong flag."""
+    said, _, _ = log.partition("Usage: tritonserver")
+    lines = [line for line in said.splitlines() if line.strip() and line[0] not in "+|"]
     return "\n".join(lines[-count:])
