@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["tag"]
 
 EVENTS_PER_TASK = 5_000
+SCHEDULER_TIMEOUT = "10 s"
 
 
 def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
@@ -161,6 +163,7 @@ def _quiet() -> None:
     """Errors come as one line; Dask's own account of the same is for its developers."""
     for name in ("distributed", "asyncio", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger("daskonic.tagging").setLevel(logging.ERROR)  # bad partitions are named at the end
     warnings.filterwarnings("ignore", module=r"distributed|dask")
 
 
@@ -207,20 +210,32 @@ def _client(plugin: InferencePlugin, scheduler: str | None, workers: int | None)
         if workers is not None:
             raise ConfigError("--workers is for the cluster on this machine; that of --scheduler has its own")
         try:
-            client = Client(scheduler, timeout="10s")  # type: ignore[no-untyped-call]
+            client = Client(scheduler, timeout=SCHEDULER_TIMEOUT)  # type: ignore[no-untyped-call]
         except (OSError, ValueError, TypeError) as error:
             raise ConfigError(f"no Dask scheduler at {scheduler!r}: {error}") from error
         with client:
             client.register_plugin(plugin)
             yield client
         return
-    servers = plugin.settings.servers
     n_workers = workers or len(os.sched_getaffinity(0))
-    with (
-        local_cluster(n_workers, servers=servers, silence_logs=logging.CRITICAL) as cluster,
-        Client(cluster) as client,  # type: ignore[no-untyped-call]
-    ):
+    with _interrupts_ignored():
+        cluster = local_cluster(n_workers, servers=plugin.settings.servers, silence_logs=logging.CRITICAL)
+    with cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
         yield client
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """No Ctrl-C in the block, nor ever in the processes that are started in it.
+
+    The terminal sends it to the workers as well, which would die with a traceback each; they end
+    with this process anyway. A blocked signal would be better, but multiprocessing unblocks it.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

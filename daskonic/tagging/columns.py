@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from daskonic.errors import InputError
 
-__all__ = ["Columns", "ParquetColumns", "RootColumns", "cause_of", "opened"]
+__all__ = ["Columns", "Identity", "ParquetColumns", "RootColumns", "cause_of", "opened"]
 
 IDLE_FILES = 16
 """Opened files a process keeps: a tree of 1500 branches takes 0.3 s of Python to open."""
@@ -46,6 +47,30 @@ class Columns(Protocol):
 
     def read(self, names: Iterable[str], start: int, stop: int) -> dict[str, Any]:
         """Columns of an entry range, as awkward arrays of ``stop - start`` entries."""
+
+
+class Identity(Hashable, Protocol):
+    """Which file, and which content; a :class:`~daskonic.tagging.sources.Source` is one."""
+
+    @property
+    def path(self) -> str:
+        """Path or URL."""
+
+    @property
+    def kind(self) -> str:
+        """As in :class:`Columns`."""
+
+    @property
+    def tree(self) -> str:
+        """As in :class:`Columns`."""
+
+    @property
+    def uuid(self) -> str:
+        """As in :class:`Columns`."""
+
+    @property
+    def entries(self) -> int:
+        """As in :class:`Columns`."""
 
 
 class RootColumns:
@@ -121,20 +146,20 @@ class _IdleFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: OrderedDict[tuple[str, str, str, int], Columns] = OrderedDict()
+        self._files: OrderedDict[tuple[Identity, int], Columns] = OrderedDict()
 
-    def take(self, url: str, kind: str, tree: str) -> Columns:
+    def take(self, identity: Identity) -> Columns | None:
         """An open file, for this thread alone until it is given back."""
         with self._lock:
             for key in self._files:
-                if key[:3] == (url, kind, tree):
+                if key[0] == identity:
                     return self._files.pop(key)
-        return ParquetColumns(url) if kind == "parquet" else RootColumns(url, tree)
+        return None
 
-    def give_back(self, url: str, columns: Columns) -> None:
+    def give_back(self, identity: Identity, columns: Columns) -> None:
         """Keep for the next partition; the file least recently used goes."""
         with self._lock:
-            self._files[url, columns.kind, columns.tree, id(columns)] = columns
+            self._files[identity, id(columns)] = columns
             if len(self._files) > IDLE_FILES:
                 self._files.popitem(last=False)
 
@@ -142,19 +167,26 @@ class _IdleFiles:
 _idle = _IdleFiles()
 
 
-class opened:
-    """``with opened(url, kind, tree) as columns``: a file, opened now or still open in this process."""
+@contextmanager
+def opened(identity: Identity) -> Iterator[Columns]:
+    """A file, opened now or still open in this process.
 
-    def __init__(self, url: str, kind: str, tree: str) -> None:
-        self._url, self._kind, self._tree = url, kind, tree
-
-    def __enter__(self) -> Columns:
-        self._columns = _idle.take(self._url, self._kind, self._tree)
-        return self._columns
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:  # after an error nobody knows the file's state
-            _idle.give_back(self._url, self._columns)
+    Raises
+    ------
+    InputError
+        The file is not the one that ``identity`` describes: it was replaced under the run.
+    """
+    columns = _idle.take(identity)
+    if columns is None:
+        columns = (
+            ParquetColumns(identity.path)
+            if identity.kind == "parquet"
+            else RootColumns(identity.path, identity.tree)
+        )
+        if (columns.uuid, columns.entries) != (identity.uuid, identity.entries):
+            raise InputError("was replaced since the run began")
+    yield columns
+    _idle.give_back(identity, columns)  # not after an error: nobody knows the file's state then
 
 
 def cause_of(error: BaseException) -> str:

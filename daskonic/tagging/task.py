@@ -83,10 +83,14 @@ def describe(model: Model, partition: Partition, jets: str) -> ModelSpec:
     SpecError
         The features do not fit the model; nothing was sent.
     """
-    spec = model.spec()
-    for events in _chunks(Partition(0, partition.source, 0, 0), model, jets, 1, Report()):
-        model(events.jets)
-    return spec
+    try:
+        spec = model.spec()
+        for events in _chunks(Partition(0, partition.source, 0, 0), model, jets, 1, Report()):
+            model(events.jets)
+        return spec
+    except DaskonicError as error:
+        plain = type(error)(*error.args)
+    raise plain  # outside of the except: see tag_partition
 
 
 def tag_partition(job: Job, partition: Partition) -> Record:
@@ -110,7 +114,17 @@ def tag_partition(job: Job, partition: Partition) -> Record:
     try:
         report, sha256 = (_to_parquet if job.fmt == "parquet" else _to_root)(job, partition, path)
     except (InputError, SpecError, InferenceError) as error:
-        raise type(error)(f"{partition}: {error}") from error
+        plain: DaskonicError = type(error)(f"{partition}: {error}")
+    except DaskonicError as error:
+        plain = type(error)(*error.args)
+    else:
+        return _record(job, partition, path, report, sha256)
+    # Dask pickles an error with its causes, and one of gRPC's among them would cost it its class.
+    raise plain
+
+
+def _record(job: Job, partition: Partition, path: Path, report: Report, sha256: str) -> Record:
+    """What the manifest keeps."""
     return Record(
         index=partition.index,
         path=partition_path(partition, job.fmt),
@@ -173,7 +187,7 @@ def _chunks(
     for start, stop in itertools.pairwise(edges):
         with report.stage("events"):
             try:
-                with opened(source.path, source.kind, source.tree) as columns:
+                with opened(source) as columns:
                     events = read_jets(columns, start, stop, check_columns(columns, model, jets))
             except DaskonicError:
                 raise
