@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from concurrent.futures import Future
 
 import dask.config
@@ -15,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import daskonic as dk
 from daskonic import errors
-from daskonic.server import add_onnx, install
+from daskonic.server import add_onnx, find, install
 from daskonic.server.installation import TRITON_VERSION, cache_folder
 from daskonic.server.repository import TYPES
 
@@ -128,10 +130,17 @@ def repository(tmp_path_factory):
 @pytest.fixture(scope="module", params=["NumPy 1", "NumPy 2"])
 def served(request, repository):
     """The same repository served with each of the two NumPy versions in Triton's environment."""
-    settings = {}
     if request.param == "NumPy 2":
-        path = cache_folder() / f"tritonserver-{TRITON_VERSION}-numpy2"
-        settings["daskonic.server.installation"] = str(install(path, numpy="numpy>=2.1,<3").path)
+        installation = install(
+            cache_folder() / f"tritonserver-{TRITON_VERSION}-numpy2", numpy="numpy>=2.1,<3"
+        )
+    elif sys.version_info >= (3, 13):
+        pytest.skip("Triton's environment has NumPy 2 on this Python anyway")
+    else:
+        installation = find()
+    numpy = [installation.python, "-c", "import numpy; print('NumPy', numpy.__version__)"]
+    assert subprocess.check_output(numpy, text=True).startswith(request.param)
+    settings = {"daskonic.server.installation": str(installation.path)}
     with dask.config.set(settings), dk.local_server(repository[0]) as server:
         client = triton_grpc.InferenceServerClient(server.address)
         yield client

@@ -60,6 +60,8 @@ def environment(installation: Installation) -> dict[str, str]:
         "PATH": f"{installation.python.parent}{os.pathsep}{inherited.get('PATH', '')}",
         "LD_LIBRARY_PATH": installation.library_path,
         "VIRTUAL_ENV": str(installation.path),
+        # Recent wheels of ONNX Runtime report to their maker over the network unless told not to.
+        "ORT_DISABLE_TELEMETRY": inherited.get("ORT_DISABLE_TELEMETRY", "1"),
     }
 
 

@@ -91,11 +91,10 @@ class TritonPythonModel:
 def _receive(request: Any, name: str) -> np.ndarray:
     """An input as an array, aligned as NumPy's own are."""
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if not DLPACK:
-        return tensor.as_numpy()
     # DLPack's view of the shared memory begins at any byte. On such arrays ONNX Runtime sums in another
-    # order, so that the last bit of a score would depend on where the request lay.
-    return np.array(np.from_dlpack(tensor))
+    # order, so that the last bit of a score would depend on where the request lay: hence the copy.
+    array: np.ndarray = np.array(np.from_dlpack(tensor)) if DLPACK else tensor.as_numpy()
+    return array
 
 
 def _send(name: str, array: np.ndarray) -> Any:
