@@ -296,7 +296,7 @@ def test_worker_without_the_folder(client, files, tmp_path):
     from daskonic.tagging.sources import partitions, scan
     from daskonic.tagging.task import Job, tag_partition
 
-    job = Job(sum_model(), str(tmp_path / "elsewhere"), "FatJet", {}, "parquet", 10)
+    job = Job(sum_model(), None, str(tmp_path / "elsewhere"), "FatJet", {}, "parquet", 10)
     with pytest.raises(OutputError, match=r"is not there for the Dask worker .*shared file system"):
         client.submit(tag_partition, job, partitions(scan(files[0]), 10)[0]).result()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from daskonic.tagging.run import CHUNK_SIZE, Progress, Summary, tag
+from daskonic.tagging.run import CHUNK_SIZE, tag
+from daskonic.tagging.summary import Progress, Summary
 
 __all__ = ["CHUNK_SIZE", "Progress", "Summary", "tag"]

@@ -15,7 +15,6 @@ import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,12 +30,13 @@ from daskonic.report import Report
 from daskonic.tagging.manifest import Output, Record
 from daskonic.tagging.scores import FORMATS, score_names
 from daskonic.tagging.sources import Partition, Source, partitions, scan
-from daskonic.tagging.task import Job, check_columns, describe, partition_path, tag_partition
+from daskonic.tagging.summary import Progress, Summary
+from daskonic.tagging.task import Job, check_columns, describe, partition_path, tag_partition, try_features
 
 if TYPE_CHECKING:
     from daskonic.tensors import ModelSpec
 
-__all__ = ["CHUNK_SIZE", "Progress", "Summary", "tag"]
+__all__ = ["CHUNK_SIZE", "tag"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,67 +48,6 @@ TASKS_PER_THREAD = 3
 
 WORKERS_TIMEOUT_S = 120
 PACKAGES = ("daskonic", "dask", "distributed", "numpy", "awkward", "uproot", "pyarrow", "tritonclient")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is.
-
-    Attributes
-    ----------
-    events, events_total : int
-        Events done, those of earlier runs included, and all.
-    rows : int
-        Jets scored by this run.
-    partitions, partitions_total : int
-        Partitions done, those of earlier runs included, and all.
-    """
-
-    events: int
-    events_total: int
-    rows: int
-    partitions: int
-    partitions_total: int
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run did.
-
-    Attributes
-    ----------
-    output : str
-        The output folder.
-    model, model_version : str
-    paths : tuple of str
-        All files of scores, in the order of the input.
-    columns : tuple of str
-        Names of the scores.
-    files, events, rows : int
-        Input files, events and jets of the whole job.
-    partitions, computed : int
-        All partitions, and those that this run computed.
-    computed_rows : int
-        Jets that this run scored.
-    report : Report
-        Account of this run's requests and of the time in each stage, summed over tasks.
-    seconds : float
-        Wall time of this run.
-    """
-
-    output: str
-    model: str
-    model_version: str
-    paths: tuple[str, ...]
-    columns: tuple[str, ...]
-    files: int
-    events: int
-    rows: int
-    partitions: int
-    computed: int
-    computed_rows: int
-    report: Report = field(default_factory=Report)
-    seconds: float = 0.0
 
 
 def tag(
@@ -166,13 +105,13 @@ def tag(
         raise ConfigError(f"no format {fmt!r}; there are {', '.join(FORMATS)}")
     begin = time.perf_counter()
     with _client(client) as cluster:
-        sources = scan(files, tree=tree, check=partial(check_columns, model=model, jets=jets), client=cluster)
+        job = _job(model, cluster, output, jets, fmt, chunk_size)
+        sources = scan(files, tree=tree, check=partial(check_columns, job=job), client=cluster)
         todo = partitions(
             sources, chunk_size if fmt == "parquet" else max(1, *(s.entries for s in sources), 1)
         )
-        pinned, spec = _pinned(model, todo[0], jets, cluster)
-        job = _job(pinned, spec, output, jets, fmt, chunk_size)
-        with Output(Path(job.output), _identity(job, spec, sources)) as folder:
+        cluster.submit(try_features, job, sources[0], pure=False).result()
+        with Output(Path(job.output), _identity(job, sources)) as folder:
             before = folder.finished({p.index: (partition_path(p, fmt), p.start, p.stop) for p in todo})
             folder.begin(_run_facts())
             run = _Run(job, folder, todo, before, progress)
@@ -200,6 +139,9 @@ class _Run:
         self.fresh: list[Record] = []
         self._failed: list[InputError] = []
         self._progress = progress
+        self._total = sum(p.stop - p.start for p in todo)
+        self._events = sum(r.events for r in before.values())
+        self._rows = 0
 
     @property
     def complete(self) -> bool:
@@ -250,15 +192,15 @@ class _Run:
         self.folder.add(record)
         self.records[record.index] = record
         self.fresh.append(record)
+        self._events += record.events
+        self._rows += record.rows
         self._tell()
 
     def _tell(self) -> None:
         """Report progress."""
         if self._progress is not None:
-            done = sum(r.events for r in self.records.values())
-            total = sum(p.stop - p.start for p in self.todo)
-            rows = sum(r.rows for r in self.fresh)
-            self._progress(Progress(done, total, rows, len(self.records), len(self.todo)))
+            done, n = len(self.records), len(self.todo)
+            self._progress(Progress(self._events, self._total, self._rows, done, n))
 
     def refuse_failed(self) -> None:
         """InputError for the partitions that could not be read."""
@@ -342,29 +284,25 @@ def _client(client: Client | None) -> Iterator[Client]:
         yield own
 
 
-def _pinned(model: Model, partition: Partition, jets: str, client: Client) -> tuple[Model, ModelSpec]:
-    """The model with the version that answers now, tried on a worker, which has the way to the servers."""
-    spec: ModelSpec = client.submit(describe, model, partition, jets, pure=False).result()
-    pinned = copy.copy(model)
-    pinned.version = spec.version
-    return pinned, spec
-
-
 def _job(
-    model: Model, spec: ModelSpec, output: str | os.PathLike[str], jets: str, fmt: str, chunk_size: int
+    model: Model, client: Client, output: str | os.PathLike[str], jets: str, fmt: str, chunk_size: int
 ) -> Job:
-    """What all tasks share."""
+    """What all tasks share; a worker asks for the model's description, since it has the way to the servers."""
     if "://" in os.fspath(output):
         raise ConfigError(
             f"output {os.fspath(output)!r} is a URL; a folder that the Dask workers see is needed"
         )
+    spec: ModelSpec = client.submit(describe, model, pure=False).result()
+    pinned = copy.copy(model)
+    pinned.version = spec.version
     outputs = tuple(t for t in spec.outputs if model.outputs is None or t.name in model.outputs)
     names = score_names(jets, model.name, outputs, model.classes)
-    return Job(model, os.path.abspath(os.path.expanduser(output)), jets, names, fmt, chunk_size)
+    return Job(pinned, spec, os.path.abspath(os.path.expanduser(output)), jets, names, fmt, chunk_size)
 
 
-def _identity(job: Job, spec: ModelSpec, sources: list[Source]) -> dict[str, Any]:
+def _identity(job: Job, sources: list[Source]) -> dict[str, Any]:
     """What must not change between runs that share an output folder."""
+    spec = job.spec
     return {
         "model": spec.name,
         "model_version": spec.version,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import get_worker
 
@@ -19,10 +19,12 @@ from daskonic.tagging.columns import Columns, cause_of, opened
 from daskonic.tagging.events import Events, JetColumns, jet_columns, read_jets
 from daskonic.tagging.manifest import Record
 from daskonic.tagging.scores import FORMATS, FriendWriter, atomic, digest, score_columns, write_parquet
-from daskonic.tagging.sources import Partition
+from daskonic.tagging.sources import Partition, Source
 from daskonic.tensors import ModelSpec
 
-__all__ = ["Job", "check_columns", "describe", "partition_path", "tag_partition"]
+__all__ = ["Job", "check_columns", "describe", "partition_path", "tag_partition", "try_features"]
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Job:
     ----------
     model : Model
         With its version pinned.
+    spec : ModelSpec
     output : str
         The output folder, absolute.
     jets : str
@@ -45,6 +48,7 @@ class Job:
     """
 
     model: Model
+    spec: ModelSpec
     output: str
     jets: str
     names: Mapping[str, tuple[str, int | None]]
@@ -59,38 +63,37 @@ def partition_path(partition: Partition, fmt: str) -> str:
     return f"scores/{partition.index:05d}-{stem}{entries}{FORMATS[fmt]}"
 
 
-def check_columns(columns: Columns, model: Model, jets: str) -> JetColumns:
-    """The columns that a model's features need.
+def check_columns(columns: Columns, job: Job) -> JetColumns:
+    """The columns that the model's inputs need.
 
     Raises
     ------
     InputError
         The file lacks the jets, or a column that the features need.
     """
-    found = jet_columns(columns.names, jets)
+    found = jet_columns(columns.names, job.jets)
     try:
-        needed = model.features.fields(found.jet_fields, found.constituent_fields)
+        needed = job.model.features.fields(found.jet_fields, found.constituent_fields, job.spec)
     except SpecError as error:
         raise InputError(f"lacks what the features need: {error}") from error
     return found.choose(*needed)
 
 
-def describe(model: Model, partition: Partition, jets: str) -> ModelSpec:
-    """The model as this process sees it, after features of no jets were tried against it.
+def describe(model: Model) -> ModelSpec:
+    """The model as this process sees it."""
+    return _portable(model.spec)
+
+
+def try_features(job: Job, source: Source) -> None:
+    """Make the inputs of no jets.
 
     Raises
     ------
     SpecError
         The features do not fit the model; nothing was sent.
     """
-    try:
-        spec = model.spec()
-        for events in _chunks(Partition(0, partition.source, 0, 0), model, jets, 1, Report()):
-            model(events.jets)
-        return spec
-    except DaskonicError as error:
-        plain = type(error)(*error.args)
-    raise plain  # outside of the except: see tag_partition
+    nothing = Partition(0, source, 0, 0)
+    _portable(lambda: [job.model(events.jets) for events in _chunks(job, nothing, Report())])
 
 
 def tag_partition(job: Job, partition: Partition) -> Record:
@@ -111,14 +114,19 @@ def tag_partition(job: Job, partition: Partition) -> Record:
         raise OutputError(
             f"{path.parent} is not there for the Dask worker {_worker()}; use a shared file system"
         )
+    write = _to_parquet if job.fmt == "parquet" else _to_root
+    report, sha256 = _portable(lambda: write(job, partition, path), partition)
+    return _record(job, partition, path, report, sha256)
+
+
+def _portable(work: Callable[[], Result], partition: Partition | None = None) -> Result:
+    """Call; an error says which partition's data it is about, and is one that Dask can take home."""
     try:
-        report, sha256 = (_to_parquet if job.fmt == "parquet" else _to_root)(job, partition, path)
+        return work()
     except (InputError, SpecError, InferenceError) as error:
-        plain: DaskonicError = type(error)(f"{partition}: {error}")
+        plain: DaskonicError = type(error)(f"{partition}: {error}" if partition else str(error))
     except DaskonicError as error:
         plain = type(error)(*error.args)
-    else:
-        return _record(job, partition, path, report, sha256)
     # Dask pickles an error with its causes, and one of gRPC's among them would cost it its class.
     raise plain
 
@@ -170,25 +178,23 @@ def _to_root(job: Job, partition: Partition, path: Path) -> tuple[Report, str]:
 
 def _scored(job: Job, partition: Partition, report: Report) -> Iterator[dict[str, Any]]:
     """Columns of the output, chunk by chunk; adds to the report."""
-    for events in _chunks(partition, job.model, job.jets, job.chunk_size, report):
+    for events in _chunks(job, partition, report):
         pending = job.model.submit(events.jets)
         scores = pending.result()
         _add(report, pending.report)
         yield events.identifiers | score_columns(scores, job.names)
 
 
-def _chunks(
-    partition: Partition, model: Model, jets: str, chunk_size: int, report: Report
-) -> Iterator[Events]:
+def _chunks(job: Job, partition: Partition, report: Report) -> Iterator[Events]:
     """Events of a partition, at most ``chunk_size`` at a time; one empty chunk if it has none."""
     source = partition.source
-    n = max(1, -(-(partition.stop - partition.start) // chunk_size))
+    n = max(1, -(-(partition.stop - partition.start) // job.chunk_size))
     edges = [partition.start + (partition.stop - partition.start) * i // n for i in range(n + 1)]
     for start, stop in itertools.pairwise(edges):
         with report.stage("events"):
             try:
                 with opened(source) as columns:
-                    events = read_jets(columns, start, stop, check_columns(columns, model, jets))
+                    events = read_jets(columns, start, stop, check_columns(columns, job))
             except DaskonicError:
                 raise
             except Exception as error:  # corrupt bytes make uproot and pyarrow raise anything
