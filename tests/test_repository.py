@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import Future
 
 import dask.config
@@ -261,6 +262,20 @@ class TestVersions:
         assert "dims: [ 4 ]" in (model / "config.pbtxt").read_text()
         assert os.listdir(tmp_path / "r") == ["m"]
         assert sorted(os.listdir(model)) == ["1", "config.pbtxt"]
+
+    def test_found_by_a_polling_server(self, tmp_path):
+        """A server that polls serves a version that is added while it runs, and never stops serving."""
+        file = identity(tmp_path / "m.onnx", shape=("N", 1))
+        add_onnx(tmp_path / "r", "m", file)
+        with dk.local_server(tmp_path / "r", model_control="poll") as server:
+            client = triton_grpc.InferenceServerClient(server.address)
+            add_onnx(tmp_path / "r", "m", file, version=2)
+            end = time.monotonic() + 60
+            while not client.is_model_ready("m", "2"):
+                assert time.monotonic() < end
+                assert ask(client, "m", {"X": np.ones((1, 1), "f4")})["Y"] == [[1]]
+            client.close()
+            server.stop(grace_s=0)
 
     def test_other_tensors(self, tmp_path):
         """A version with other tensors is refused, with both lists, and the model stays as it was."""

@@ -108,6 +108,17 @@ def test_sigterm_while_starting(tmp_path):
     assert gone(str(tmp_path), "none")
 
 
+def test_closed_terminal(tmp_path):
+    """SIGHUP ends it like SIGTERM, its temporary repository included."""
+    file = identity(tmp_path / "mirror.onnx")
+    with serve(file, "--json", TMPDIR=str(tmp_path)) as process:
+        json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=60)
+    assert process.returncode == 129
+    assert os.listdir(tmp_path) == ["mirror.onnx"]
+
+
 def test_server_that_dies(repository):
     """If Triton ends by itself, so does the command, with the code of local servers."""
     with serve(repository, "--json") as process:

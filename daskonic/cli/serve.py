@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -51,13 +52,15 @@ def serve(
     REPOSITORY is a folder with one folder a model, or a single ONNX file, which is served under its
     name without ".onnx". Only programs on this machine can reach the server.
     """
-    progress = Console(stderr=True).print
+    progress = functools.partial(Console(stderr=True).print, highlight=False, markup=False, soft_wrap=True)
     if install_only:
         _say_installation(as_json, str(find(progress).path))
         return
     if repository is None:
         raise click.UsageError("Missing argument 'REPOSITORY'.")
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores SIGHUP, and so it stays
+            signal.signal(number, _terminate)
     with _repository(repository, max_batch_size) as models:
         server = local_server(
             models,

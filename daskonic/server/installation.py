@@ -278,6 +278,10 @@ def _lock(path: Path, progress: Progress | None) -> Iterator[None]:
         except BlockingIOError:
             _say(progress, "waiting for another process that is fetching Triton Inference Server ...")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            raise LocalServerError(
+                f"the file system of {path.parent} has no locks ({error.strerror}); set XDG_CACHE_HOME to another"
+            ) from error
         yield
 
 

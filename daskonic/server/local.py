@@ -133,7 +133,7 @@ class LocalServer:
         self._run = Path()
         self._pid = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = os.getpid()
+        self._owner = 0
         self._lock = threading.Lock()
 
     def __repr__(self) -> str:
@@ -287,6 +287,7 @@ class LocalServer:
 
     def _launch(self, installation: Installation) -> None:
         """Start the supervisor and through it the server."""
+        self._owner = os.getpid()
         self._id = f"daskonic-{uuid.uuid4().hex[:16]}"
         self._run = Path(tempfile.mkdtemp(prefix="daskonic-server-"))
         backends = self._run / "backends"

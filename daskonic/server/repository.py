@@ -46,7 +46,8 @@ def add_onnx(
 ) -> Path:
     """Add an ONNX model to a model repository, or replace one of its versions.
 
-    A server that reads the repository meanwhile sees the version as it was or as it is now, nothing between.
+    Files are written aside and renamed, so a server that reads the repository meanwhile never sees half of
+    a model.
 
     Parameters
     ----------
