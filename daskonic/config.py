@@ -40,8 +40,8 @@ class Settings:
         Requests in flight per server.
     timeout_s, attempt_timeout_s, connect_timeout_s : float
         Wall time of a request with its retries, of one attempt, of the first contact.
-    batch_nbytes, batch_rows : int
-        Largest request, and rows in one where the model does not say.
+    batch_nbytes : int
+        Largest request.
     """
 
     servers: tuple[str, ...]
@@ -50,7 +50,6 @@ class Settings:
     attempt_timeout_s: float
     connect_timeout_s: float
     batch_nbytes: int
-    batch_rows: int
 
 
 def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Settings:
@@ -82,7 +81,6 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
         attempt_timeout_s=_seconds(values, "attempt-timeout"),
         connect_timeout_s=_seconds(values, "connect-timeout"),
         batch_nbytes=_nbytes(values, "batch-bytes"),
-        batch_rows=_count(values, "batch-rows"),
     )
 
 

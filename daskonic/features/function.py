@@ -128,6 +128,8 @@ def _column(name: str, array: Any, rank: int, tensor: TensorSpec) -> tuple[Colum
 
 def _plan(tensor: TensorSpec, columns: list[tuple[str, Column]], pad: Pad | None, *, stacked: bool) -> Plan:
     """How the columns become the tensor."""
+    if not any(len(c.values) for _, c in columns) and all(c.counts is None or not len(c.counts) for _, c in columns):
+        return Plan(tensor.name, tensor.dtype, tensor.shape, (), None, stacked)  # no rows: nothing to check
     jagged = any(c.counts is not None for _, c in columns)
     trailing = columns[0][1].values.shape[1:]
     n = (len(columns),) if stacked else ()
@@ -146,7 +148,7 @@ def _plan(tensor: TensorSpec, columns: list[tuple[str, Column]], pad: Pad | None
         shape = _padded_shape(tensor, n, trailing, pad)
     if any(c.values.shape[1:] != trailing for _, c in columns):
         raise SpecError(f"the columns of input {tensor.name} have different shapes")
-    if not _fits(tensor, shape) and any(len(c.values) for _, c in columns):
+    if not _fits(tensor, shape):
         raise SpecError(f"rows of input {tensor.name} have shape {list(shape)}; the model takes {tensor}")
     variables = tuple(Variable(name, pad_value=pad.value if pad else 0.0) for name, _ in columns)
     return Plan(tensor.name, tensor.dtype, shape, variables, pad, stacked)

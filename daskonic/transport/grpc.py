@@ -23,7 +23,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from daskonic.errors import DeadlineError, ModelNotFoundError, ResponseError, ServerError, SpecError
 from daskonic.tensors import Array, ModelSpec, Request, Response, TensorSpec
-from daskonic.transport.status import error_from_status
+from daskonic.transport.status import GrpcStatus, translated
 
 __all__ = ["GrpcTransport"]
 
@@ -140,10 +140,7 @@ class GrpcTransport:
                 "ModelConfig", pb.ModelConfigRequest(name=model, version=version), timeout_s
             ).config
         except ServerError as error:
-            if (
-                isinstance(error.__cause__, grpc.RpcError)
-                and error.__cause__.code() == grpc.StatusCode.UNIMPLEMENTED
-            ):
+            if isinstance(error.__cause__, GrpcStatus) and error.__cause__.code == "UNIMPLEMENTED":
                 return None
             raise
 
@@ -162,7 +159,8 @@ class GrpcTransport:
         try:
             return getattr(self._stub, method)(request, timeout=timeout_s)
         except grpc.RpcError as error:
-            raise error_from_status(error.code(), error.details() or "", self.address) from error
+            failure = translated(error, self.address)
+        raise failure
 
 
 class GrpcReply:
@@ -179,9 +177,10 @@ class GrpcReply:
         try:
             return self._future.result()  # type: ignore[no-any-return]
         except grpc.RpcError as error:
-            raise error_from_status(error.code(), error.details() or "", self._address) from error
+            failure = translated(error, self._address)
         except grpc.FutureCancelledError as error:
             raise DeadlineError(f"{self._address}: the request was cancelled") from error
+        raise failure
 
     def done(self) -> bool:
         """Whether it is over."""

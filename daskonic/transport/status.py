@@ -19,7 +19,7 @@ from daskonic.errors import (
     UnavailableError,
 )
 
-__all__ = ["error_from_status"]
+__all__ = ["GrpcStatus", "error_from_status", "translated"]
 
 OVERLOAD = ("exceeds maximum queue size", "request timeout expired")
 DRAINING = ("has no available versions", "server exiting")
@@ -41,6 +41,24 @@ def error_from_status(code: grpc.StatusCode, text: str, address: str) -> Daskoni
     """
     kind, explanation = _classify(code, text.lower())
     return kind(f"{address}: {explanation}: {text}" if text else f"{address}: {explanation}")
+
+
+class GrpcStatus(Exception):
+    """What a gRPC error said, without its locks.
+
+    Dask sends an error with its causes, and one cause that cannot be pickled costs it its class.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(code, text)
+        self.code = code
+
+
+def translated(error: grpc.RpcError, address: str) -> DaskonicError:
+    """The error to raise, outside of the ``except`` block, or the gRPC error would be its context."""
+    failure = error_from_status(error.code(), error.details() or "", address)
+    failure.__cause__ = GrpcStatus(error.code().name, error.details() or "")
+    return failure
 
 
 def _classify(code: grpc.StatusCode, text: str) -> tuple[type[DaskonicError], str]:
