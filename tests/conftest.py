@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from triton_models import write_model
+from weaver_inputs import import_weaver
 
 import daskonic as dk
 
@@ -16,3 +17,9 @@ def triton(tmp_path_factory):
         write_model(repository, kind, kind=kind)
     with dk.local_server(repository) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def weaver():
+    """Weaver's own input building."""
+    return import_weaver()

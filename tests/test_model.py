@@ -58,7 +58,8 @@ class TestNesting:
         total, minus = expected(array)
         assert str(scores.type) == "300 * var * 2 * float32"
         assert ak.all(ak.num(scores) == ak.num(array))
-        assert ak.all(ak.isclose(scores[..., 0], total)) and ak.all(ak.isclose(scores[..., 1], minus))
+        assert ak.all(ak.isclose(scores[..., 0], total))
+        assert ak.all(ak.isclose(scores[..., 1], minus))
 
     def test_three_levels_deep(self, server):
         array = ak.unflatten(jets(), [100, 0, 200])

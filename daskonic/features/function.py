@@ -128,7 +128,9 @@ def _column(name: str, array: Any, rank: int, tensor: TensorSpec) -> tuple[Colum
 
 def _plan(tensor: TensorSpec, columns: list[tuple[str, Column]], pad: Pad | None, *, stacked: bool) -> Plan:
     """How the columns become the tensor."""
-    if not any(len(c.values) for _, c in columns) and all(c.counts is None or not len(c.counts) for _, c in columns):
+    if not any(len(c.values) for _, c in columns) and all(
+        c.counts is None or not len(c.counts) for _, c in columns
+    ):
         return Plan(tensor.name, tensor.dtype, tensor.shape, (), None, stacked)  # no rows: nothing to check
     jagged = any(c.counts is not None for _, c in columns)
     trailing = columns[0][1].values.shape[1:]

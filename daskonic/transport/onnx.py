@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ class OnnxTransport:
     """
 
     def __init__(self, path: str | Path) -> None:
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # version 1.31 reports to its maker otherwise
         import onnxruntime
 
         self.address = f"in process ({Path(path).name})"

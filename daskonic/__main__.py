@@ -1,0 +1,7 @@
+"""``python -m daskonic``."""
+
+from __future__ import annotations
+
+from daskonic.cli import main
+
+main()
