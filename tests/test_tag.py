@@ -252,7 +252,7 @@ def test_a_bad_partition_does_not_stop_the_others(client, files, tmp_path):
     with path.open("r+b") as file:
         file.seek(size // 3)
         file.write(b"\xee" * (size // 4))
-    with pytest.raises(InputError, match=r"big\.root entries \d+ to \d+: .*other partitions are done"):
+    with pytest.raises(InputError, match=r"big\.root entries \d+ to \d+: .*3 of 4 partitions are done"):
         tag([*paths, path], sum_model(), tmp_path / "out", client=client)
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["complete"] is False

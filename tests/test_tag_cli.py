@@ -191,6 +191,41 @@ def test_summary_for_a_person(inputs, triton, scheduler, tmp_path):
     assert got["FatJet_sum_plus"].tolist() == [[16 * code for code in jets] for jets in events.codes()]
 
 
+def test_defaults_are_the_library_s():
+    """The command line imports the library late, so its default is written twice."""
+    from daskonic.cli.tag import EVENTS_PER_TASK
+    from daskonic.tagging import CHUNK_SIZE
+
+    assert EVENTS_PER_TASK == CHUNK_SIZE
+
+
+def test_failing_model(inputs, triton, scheduler, tmp_path):
+    """A model that fails is exit code 9, with the partition and the model's own words."""
+    args = arguments(inputs, triton, tmp_path / "out", "--scheduler", scheduler)
+    args[args.index("--model") + 1] = "fail"
+    del args[args.index("--classes") : args.index("--classes") + 2]
+    refused(invoke(args), 9, r"a\.root entries 0 to 300: .*fails on purpose.*0 of 1 partitions are done")
+    assert contents(tmp_path / "out") == {}
+
+
+def test_nan_in_an_input(inputs, triton, scheduler, tmp_path):
+    """NaN is exit code 3 with its place, unless weaver's zeros are asked for; other files are done all the same."""
+    events = make_events(20, seed=5)
+    entry = next(i for i, jets in enumerate(events.jets) if jets)
+    events.jets[entry][0]["eta"] = float("nan")
+    write_root(tmp_path / "nan.root", events)
+    (tmp_path / "eta.yaml").write_text(FEATURES.replace("jet_code", "jet_eta"))
+    args = arguments(inputs, triton, tmp_path / "out", "--scheduler", scheduler, "--json")
+    args[args.index("--features") + 1] = str(tmp_path / "eta.yaml")
+    args.insert(1, str(tmp_path / "nan.root"))
+    refused(invoke(args), 3, r"nan\.root entries 0 to 20: .*not finite.*1 of 2 partitions are done")
+    result = invoke([*args, "--nan", "zero"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["partitions_computed"] == 1
+    scores = ak.from_parquet(next((tmp_path / "out" / "scores").glob("*nan*")))["FatJet_sum_plus"]
+    assert scores[entry, 0] == 0
+
+
 def test_json(inputs, triton, scheduler, tmp_path):
     """``--json`` prints one object on stdout and nothing else."""
     _, events = inputs

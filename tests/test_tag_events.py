@@ -13,7 +13,7 @@ from jet_files import make_events, write_parquet, write_rntuple, write_root
 
 from daskonic.errors import InputError
 from daskonic.tagging.columns import ParquetColumns, RootColumns
-from daskonic.tagging.events import group, jet_columns, read_jets
+from daskonic.tagging.events import group, jet_columns, read_jets, with_constituents
 from daskonic.tagging.sources import partitions, scan
 
 LAYOUTS = {
@@ -129,7 +129,9 @@ def test_other_collection(tmp_path):
         FatJetPFCands=None,
     )
     assert read(tmp_path / "b.root", jets="Jet").jets.tolist() == truth(events)
-    assert jet_columns(RootColumns(str(tmp_path / "b.root")).names, "FatJet").constituent_fields == {}
+    names = RootColumns(str(tmp_path / "b.root")).names
+    assert jet_columns(names, "FatJet").constituent_fields == {}
+    assert with_constituents(names) == ["Jet"]
 
 
 def test_unknown_collection(tmp_path):

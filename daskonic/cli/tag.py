@@ -17,7 +17,7 @@ import click
 from daskonic.errors import ConfigError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, WorkerPlugin
 
     from daskonic.model import Model
     from daskonic.plugin import InferencePlugin
@@ -163,7 +163,6 @@ def _quiet() -> None:
     """Errors come as one line; Dask's own account of the same is for its developers."""
     for name in ("distributed", "asyncio", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    logging.getLogger("daskonic.tagging").setLevel(logging.ERROR)  # bad partitions are named at the end
     warnings.filterwarnings("ignore", module=r"distributed|dask")
 
 
@@ -221,7 +220,24 @@ def _client(plugin: InferencePlugin, scheduler: str | None, workers: int | None)
     with _interrupts_ignored():
         cluster = local_cluster(n_workers, servers=plugin.settings.servers, silence_logs=logging.CRITICAL)
     with cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
+        client.register_plugin(_quiet_workers())
         yield client
+
+
+def _quiet_workers() -> WorkerPlugin:
+    """Retries are in the summary, and what they end in is the error; workers need not print them too."""
+    from distributed.diagnostics.plugin import WorkerPlugin
+
+    class Quiet(WorkerPlugin):
+        """Sets the level once, on every worker."""
+
+        name = "daskonic-quiet"
+
+        def setup(self, worker: object) -> None:  # noqa: ARG002
+            """Errors only."""
+            logging.getLogger("daskonic").setLevel(logging.ERROR)
+
+    return Quiet()
 
 
 @contextmanager
@@ -316,7 +332,7 @@ def _print_summary(summary: Summary, seconds: float) -> None:
             "time",
             f"{summary.seconds:.1f} s, and {max(seconds - summary.seconds, 0):.1f} s for the Dask cluster",
         ),
-        ("stages", "  ".join(f"{n} {s:.1f} s" for n, s in _stages(summary) if s >= 0.05)),
+        ("stages", _shares(summary)),
         ("requests", f"{report.requests:,}, {report.retries:,} of them retries"),
         ("servers", ", ".join(f"{a} ({n:,})" for a, n in sorted(report.endpoints.items()))),
     ):
@@ -331,6 +347,13 @@ def _stages(summary: Summary) -> list[tuple[str, float]]:
 
     spent = summary.report.stages_s
     return [(name, spent[name]) for name in ("events", *STAGES, "write") if name in spent]
+
+
+def _shares(summary: Summary) -> str:
+    """Where the worker threads spent their time, in percent."""
+    spent = _stages(summary)
+    total = sum(s for _, s in spent)
+    return "  ".join(f"{n} {s / total:.0%}" for n, s in spent if s >= 0.005 * total)
 
 
 def _rate(summary: Summary) -> float:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from daskonic.errors import InputError
 from daskonic.tagging.columns import Columns
 
-__all__ = ["IDENTIFIERS", "Events", "JetColumns", "group", "jet_columns", "read_jets"]
+__all__ = ["IDENTIFIERS", "Events", "JetColumns", "group", "jet_columns", "read_jets", "with_constituents"]
 
 IDENTIFIERS = ("run", "luminosityBlock", "event")
 """Columns that identify an event; kept where a file has them."""
@@ -117,6 +117,14 @@ def jet_columns(names: Collection[str], jets: str = "FatJet") -> JetColumns:
             found = {n.removeprefix(f"{target}_"): n for n in names if n.startswith(f"{target}_")}
             return JetColumns(jets, fields, found, (prefix + JET_INDEX, index))
     return JetColumns(jets, fields, {})
+
+
+def with_constituents(names: Iterable[str]) -> list[str]:
+    """Jet collections of a file that have constituents."""
+    known, ends = set(names), tuple(f"{target}_{JET_INDEX}" for target in LINKS)
+    linked = {name.removesuffix(end) for end in ends for name in known if name.endswith(end)}
+    nested = {name.split(f"_{NESTED}_")[0] for name in known if f"_{NESTED}_" in name}
+    return sorted(jets for jets in linked | nested if any(name.startswith(f"{jets}_") for name in known))
 
 
 def read_jets(columns: Columns, start: int, stop: int, wanted: JetColumns) -> Events:

@@ -24,7 +24,7 @@ from distributed import CancelledError, Client, KilledWorker, as_completed
 from distributed.comm.core import CommClosedError
 
 from daskonic.deploy import local_cluster
-from daskonic.errors import ConfigError, DaskonicError, InputError
+from daskonic.errors import ConfigError, DaskonicError, InputError, ServerError
 from daskonic.model import Model
 from daskonic.report import Report
 from daskonic.tagging.manifest import Output, Record
@@ -46,7 +46,6 @@ CHUNK_SIZE = 5_000
 TASKS_PER_THREAD = 3
 """Tasks that a worker thread has or awaits: enough to be never idle, and few futures for any number of partitions."""
 
-WORKERS_TIMEOUT_S = 120
 PACKAGES = ("daskonic", "dask", "distributed", "numpy", "awkward", "uproot", "pyarrow", "tritonclient")
 
 
@@ -69,7 +68,8 @@ def tag(
     files : iterable of str or path
         ROOT (TTree or RNTuple) or Parquet; paths, globs, URLs.
     model : Model
-        With features that say which fields they need.
+        With features that say which fields they need. Those of a function need all fields, and
+        whether it is still the same function cannot be checked when a run is continued.
     output : path
         Folder that the workers see too. An earlier run of the same job there is continued.
     jets : str
@@ -117,6 +117,8 @@ def tag(
             run = _Run(job, folder, todo, before, progress)
             try:
                 run.compute(cluster)
+            except ServerError as error:
+                raise type(error)(f"{error} ({run.account()})") from error
             finally:
                 folder.end(run.records.values(), run.complete, run.facts(time.perf_counter() - begin))
             run.refuse_failed()
@@ -179,7 +181,7 @@ class _Run:
         try:
             record = future.result()
         except InputError as error:  # the other partitions may well be good
-            logger.warning("%s", error)
+            logger.info("%s", error)
             self._failed.append(error)
             return
         except KilledWorker as error:
@@ -196,6 +198,10 @@ class _Run:
         self._rows += record.rows
         self._tell()
 
+    def account(self) -> str:
+        """How far it got, for an error."""
+        return f"{len(self.records)} of {len(self.todo)} partitions are done; run again to continue"
+
     def _tell(self) -> None:
         """Report progress."""
         if self._progress is not None:
@@ -207,11 +213,7 @@ class _Run:
         if self._failed:
             named = "; ".join(str(e) for e in self._failed[:3])
             more = f"; and {len(self._failed) - 3} more" if len(self._failed) > 3 else ""
-            done = (
-                f"all {len(self.records)} other partitions are done"
-                if self.records
-                else "nothing else was to do"
-            )
+            done = f"{len(self.records)} of {len(self.todo)} partitions are done"
             raise InputError(f"{named}{more} ({done})")
 
     def report(self) -> Report:
@@ -274,10 +276,9 @@ def _client(client: Client | None) -> Iterator[Client]:
         except ValueError:
             client = None
     if client is not None:
-        try:
-            client.wait_for_workers(1, timeout=WORKERS_TIMEOUT_S)
-        except TimeoutError as error:
-            raise ConfigError(f"the Dask scheduler has no workers after {WORKERS_TIMEOUT_S} s") from error
+        if not client.nthreads():  # type: ignore[no-untyped-call]
+            logger.warning("the Dask scheduler has no workers yet; waiting for the first one")
+            client.wait_for_workers(1)
         yield client
         return
     with local_cluster(os.cpu_count() or 1) as cluster, Client(cluster) as own:  # type: ignore[no-untyped-call]

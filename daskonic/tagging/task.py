@@ -16,7 +16,7 @@ from daskonic.errors import DaskonicError, InferenceError, InputError, OutputErr
 from daskonic.model import Model
 from daskonic.report import Report
 from daskonic.tagging.columns import Columns, cause_of, opened
-from daskonic.tagging.events import Events, JetColumns, jet_columns, read_jets
+from daskonic.tagging.events import Events, JetColumns, jet_columns, read_jets, with_constituents
 from daskonic.tagging.manifest import Record
 from daskonic.tagging.scores import FORMATS, FriendWriter, atomic, digest, score_columns, write_parquet
 from daskonic.tagging.sources import Partition, Source
@@ -75,6 +75,11 @@ def check_columns(columns: Columns, job: Job) -> JetColumns:
     try:
         needed = job.model.features.fields(found.jet_fields, found.constituent_fields, job.spec)
     except SpecError as error:
+        if not found.constituent_fields:
+            others = ", ".join(with_constituents(columns.names)) or "none"
+            raise InputError(
+                f"has no constituents of {job.jets}; jets that have them: {others} ({error})"
+            ) from error
         raise InputError(f"lacks what the features need: {error}") from error
     return found.choose(*needed)
 
@@ -127,7 +132,7 @@ def _portable(work: Callable[[], Result], partition: Partition | None = None) ->
         plain: DaskonicError = type(error)(f"{partition}: {error}" if partition else str(error))
     except DaskonicError as error:
         plain = type(error)(*error.args)
-    # Dask pickles an error with its causes, and one of gRPC's among them would cost it its class.
+    # Dask pickles an error with its causes, and uproot's, which hold files, would cost it its class.
     raise plain
 
 
