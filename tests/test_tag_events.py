@@ -7,7 +7,7 @@ import shutil
 import awkward as ak
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jet_files import make_events, write_parquet, write_rntuple, write_root
 
@@ -158,6 +158,7 @@ def test_index_outside_its_event(tmp_path, column, value):
     assert read(path, 0, 5).jets.tolist() == truth(events, 0, 5)
 
 
+@settings(deadline=None)  # a busy machine is not a failure
 @given(
     st.lists(
         st.tuples(
