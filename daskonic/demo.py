@@ -17,9 +17,8 @@ from daskonic.errors import InputError, ResponseError
 from daskonic.features import Features
 from daskonic.model import split
 from daskonic.ragged import unflatten
-from daskonic.tagging import Summary
+from daskonic.tagging import Summary, read_file
 from daskonic.tagging.columns import RootColumns
-from daskonic.tagging.events import jet_columns, read_jets
 from daskonic.tensors import Request
 from daskonic.transport.onnx import OnnxTransport
 
@@ -103,13 +102,10 @@ def score_here(path: Path, files: Shipped) -> Any:
     ak.Array, n_events * var * n_classes * float32
     """
     features = Features.from_weaver(files.features)
-    columns = RootColumns(str(path))
-    found = jet_columns(columns.names)
-    wanted = found.choose(*features.fields(found.jet_fields, found.constituent_fields))
     network = OnnxTransport(files.model)
     spec = network.model_spec(MODEL, "", 0.0)
     (output,) = spec.outputs
-    rows = features(read_jets(columns, 0, columns.entries, wanted).jets, spec).flatten()
+    rows = features(read_file(path, features).jets, spec).flatten()
     scores = np.empty((len(rows), *output.shape), output.dtype)
     for batch in split(len(rows), ROWS_PER_BATCH):
         tensors = rows.tensors(rows.features(batch))

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from daskonic import __version__
-from daskonic.errors import DaskonicError
+from daskonic.errors import ConfigError, DaskonicError
 
 __all__ = ["main"]
 
@@ -17,6 +17,17 @@ COMMANDS = {
     "serve": "Run a Triton server on this machine until Ctrl-C.",
     "tag": "Score the jets of ROOT or Parquet files.",
 }
+
+
+EXTRAS = {
+    "fsspec": "root",
+    "matplotlib": "demo",
+    "onnx": "server",
+    "onnxruntime": "demo",
+    "pyarrow": "root",
+    "uproot": "root",
+}
+"""Packages that are imported when used, by the extra that brings them."""
 
 
 class _Failure(click.ClickException):
@@ -57,6 +68,12 @@ class _Commands(click.Group):
             return super().invoke(ctx)
         except DaskonicError as error:
             raise _Failure(error) from error
+        except ModuleNotFoundError as error:
+            package = (error.name or "").split(".")[0]
+            if package not in EXTRAS:
+                raise
+            fix = f"pip install 'daskonic[{EXTRAS[package]}]'"
+            raise _Failure(ConfigError(f"this needs the package {package}: {fix}")) from error
         except KeyboardInterrupt:
             click.echo("daskonic: interrupted", err=True)
             ctx.exit(130)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -14,6 +15,8 @@ import click
 from daskonic.errors import OutputError, ResponseError
 
 __all__ = ["demo"]
+
+PICTURE = "demo.png"
 
 TOLERANCE = 1e-5
 """Batches of another size change the last bits of float32 sums, not more."""
@@ -34,17 +37,20 @@ def demo(output: Path, workers: int, as_json: bool) -> None:
     Starts a local Triton with the shipped ParticleNet and a Dask cluster, tags top and QCD jets of four ROOT files,
     compares every score with ONNX Runtime in this process, and draws the ROC curve. Nothing is left running.
     """
+    import matplotlib  # noqa: F401, ICN001 - what is missing is said at the beginning
+    import onnxruntime  # noqa: F401
+    from distributed import Client
     from rich.console import Console
 
     from daskonic import demo as parts
-    from daskonic.cli.tag import _print_summary, _progress_bar, _quiet
+    from daskonic.cli.terminal import interrupts_ignored, print_summary, progress_bar, quiet, quiet_workers
     from daskonic.deploy import local_cluster
     from daskonic.features import Features
     from daskonic.model import Model
     from daskonic.server import add_onnx, local_server
     from daskonic.tagging import tag
 
-    _quiet()
+    quiet()
     console = Console(stderr=True, highlight=False)
     files = parts.shipped()
     _make_room(output, parts.MODEL)
@@ -53,19 +59,25 @@ def demo(output: Path, workers: int, as_json: bool) -> None:
         add_onnx(repository, parts.MODEL, files.model)
         with local_server(repository, progress=console.print) as server:
             console.print(f"Triton serves {parts.MODEL} on {server.address}")
-            with local_cluster(workers, servers=[server.address]) as cluster, cluster.get_client() as client:
+            tagging = time.monotonic()
+            with interrupts_ignored():
+                cluster = local_cluster(workers, servers=[server.address], silence_logs=logging.CRITICAL)
+            with (
+                cluster,
+                Client(cluster) as client,  # type: ignore[no-untyped-call]
+                progress_bar() as progress,
+            ):
+                client.register_plugin(quiet_workers())
                 console.print(f"{workers} Dask workers are ready")
                 features = Features.from_weaver(files.features)
                 model = Model(parts.MODEL, features=features, classes=features.labels)
-                tagging = time.monotonic()
-                with _progress_bar() as progress:
-                    summary = tag(files.jets, model, output, client=client, chunk_size=500, progress=progress)
-                tagging = time.monotonic() - tagging
+                summary = tag(files.jets, model, output, client=client, chunk_size=500, progress=progress)
+            tagging = time.monotonic() - tagging
     console.print("comparing every score with ONNX Runtime in this process")
     result = parts.compare(files, summary)
     if result.largest_difference > TOLERANCE:
         raise ResponseError(f"scores differ by {result.largest_difference:.1e} from ONNX Runtime in process")
-    picture = output / "demo.png"
+    picture = output / PICTURE
     auc = parts.draw(picture, result)
     seconds = time.monotonic() - begin
     if as_json:
@@ -74,26 +86,16 @@ def demo(output: Path, workers: int, as_json: bool) -> None:
             "jets": summary.rows, "events": summary.events, "seconds": round(seconds, 1),
         }))  # fmt: skip
         return
-    _print_summary(summary, tagging)
-    _print_result(
+    print_summary(
+        summary,
+        tagging,
         {
             "check": f"largest difference from ONNX Runtime in this process {result.largest_difference:.1e}",
             "AUC": f"{auc:.4f}, top against QCD",
             "picture": str(picture),
             "in all": f"{seconds:.0f} s",
-        }
+        },
     )
-
-
-def _print_result(facts: dict[str, str]) -> None:
-    """What the demo adds to the summary of the tagging, in the same form."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in facts.items():
-        table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
 
 
 def _make_room(output: Path, model: str) -> None:
@@ -109,5 +111,11 @@ def _make_room(output: Path, model: str) -> None:
         ) from error
     if earlier != model:
         raise OutputError(f"{output} holds scores of model {earlier!r}; choose another folder with --output")
-    for made in (output / "scores", output / "partitions.jsonl", manifest):
+    for made in (
+        output / "scores",
+        output / "partitions.jsonl",
+        output / ".lock",
+        output / PICTURE,
+        manifest,
+    ):
         shutil.rmtree(made) if made.is_dir() else made.unlink(missing_ok=True)

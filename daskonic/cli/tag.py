@@ -5,23 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from daskonic.cli.terminal import (
+    facts_of,
+    interrupts_ignored,
+    print_summary,
+    progress_bar,
+    quiet,
+    quiet_workers,
+)
 from daskonic.errors import ConfigError
 
 if TYPE_CHECKING:
-    from distributed import Client, WorkerPlugin
+    from distributed import Client
 
     from daskonic.model import Model
     from daskonic.plugin import InferencePlugin
-    from daskonic.tagging import Progress, Summary
 
 __all__ = ["tag"]
 
@@ -130,12 +135,12 @@ def tag(
     from daskonic.plugin import InferencePlugin
     from daskonic.tagging import run
 
-    _quiet()
+    quiet()
     plugin = InferencePlugin(servers or None)
     model = _model(plugin, files, **of_model)
     begin = time.monotonic()
     try:
-        with _client(plugin, scheduler, workers) as client, _progress_bar() as progress:
+        with _client(plugin, scheduler, workers) as client, progress_bar() as progress:
             summary = run.tag(
                 files,
                 model,
@@ -154,16 +159,9 @@ def tag(
         ctx.exit(130)
     seconds = time.monotonic() - begin
     if as_json:
-        click.echo(json.dumps(_facts(summary, seconds)))
+        click.echo(json.dumps(facts_of(summary, seconds)))
     else:
-        _print_summary(summary, seconds)
-
-
-def _quiet() -> None:
-    """Errors come as one line; Dask's own account of the same is for its developers."""
-    for name in ("distributed", "asyncio", "tornado"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module=r"distributed|dask")
+        print_summary(summary, seconds)
 
 
 def _model(
@@ -217,145 +215,8 @@ def _client(plugin: InferencePlugin, scheduler: str | None, workers: int | None)
             yield client
         return
     n_workers = workers or len(os.sched_getaffinity(0))
-    with _interrupts_ignored():
+    with interrupts_ignored():
         cluster = local_cluster(n_workers, servers=plugin.settings.servers, silence_logs=logging.CRITICAL)
     with cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
-        client.register_plugin(_quiet_workers())
+        client.register_plugin(quiet_workers())
         yield client
-
-
-def _quiet_workers() -> WorkerPlugin:
-    """Retries are in the summary, and what they end in is the error; workers need not print them too."""
-    from distributed.diagnostics.plugin import WorkerPlugin
-
-    class Quiet(WorkerPlugin):
-        """Sets the level once, on every worker."""
-
-        name = "daskonic-quiet"
-
-        def setup(self, worker: object) -> None:  # noqa: ARG002
-            """Errors only."""
-            logging.getLogger("daskonic").setLevel(logging.ERROR)
-
-    return Quiet()
-
-
-@contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """No Ctrl-C in the block, nor ever in the processes that are started in it.
-
-    The terminal sends it to the workers as well, which would die with a traceback each; they end
-    with this process anyway. A blocked signal would be better, but multiprocessing unblocks it.
-    """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr with jets per second and the time left; nothing where stderr is a file."""
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("tagging"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-    )
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("tagging", total=None, rate="")
-        begin: list[float] = []
-
-        def advance(progress: Progress) -> None:
-            """Move the bar."""
-            if not begin:
-                begin.append(time.monotonic())
-            rate = progress.rows / max(time.monotonic() - begin[0], 1e-3)
-            text = f"{rate:,.0f} jets/s" if progress.rows else ""
-            bar.update(task, completed=progress.events, total=progress.events_total, rate=text)
-
-        yield advance
-
-
-def _facts(summary: Summary, seconds: float) -> dict[str, Any]:
-    """The summary for a script."""
-    report = summary.report
-    return {
-        "output": summary.output,
-        "manifest": os.path.join(summary.output, "manifest.json"),
-        "columns": list(summary.columns),
-        "files": summary.files,
-        "events": summary.events,
-        "jets": summary.rows,
-        "partitions": summary.partitions,
-        "partitions_computed": summary.computed,
-        "jets_computed": summary.computed_rows,
-        "seconds": round(seconds, 3),
-        "jets_per_s": round(_rate(summary), 1),
-        "requests": report.requests,
-        "retries": report.retries,
-        "servers": dict(report.endpoints),
-        "model": summary.model,
-        "model_version": summary.model_version,
-        "stages_s": {name: round(s, 3) for name, s in _stages(summary)},
-    }
-
-
-def _print_summary(summary: Summary, seconds: float) -> None:
-    """The summary for a person."""
-    from rich.console import Console
-    from rich.table import Table
-
-    report = summary.report
-    earlier = summary.partitions - summary.computed
-    table = Table(show_header=False, box=None, padding=(0, 2))
-    for name, value in (
-        ("scores", f"{summary.output}/scores"),
-        ("model", f"{summary.model}, version {summary.model_version}"),
-        ("columns", ", ".join(summary.columns)),
-        (
-            "files",
-            f"{summary.files:,} in {summary.partitions:,} partitions"
-            + (f", {earlier:,} done before" if earlier else ""),
-        ),
-        ("events", f"{summary.events:,}"),
-        ("jets", f"{summary.rows:,}"),
-        ("rate", f"{_rate(summary):,.0f} jets/s" if summary.computed else "nothing was left to do"),
-        (
-            "time",
-            f"{summary.seconds:.1f} s, and {max(seconds - summary.seconds, 0):.1f} s for the Dask cluster",
-        ),
-        ("stages", _shares(summary)),
-        ("requests", f"{report.requests:,}, {report.retries:,} of them retries"),
-        ("servers", ", ".join(f"{a} ({n:,})" for a, n in sorted(report.endpoints.items()))),
-    ):
-        if value:
-            table.add_row(name, value)
-    Console(soft_wrap=True).print(table)
-
-
-def _stages(summary: Summary) -> list[tuple[str, float]]:
-    """Seconds of the worker threads in each stage, in the order of the spine."""
-    from daskonic.report import STAGES
-
-    spent = summary.report.stages_s
-    return [(name, spent[name]) for name in ("events", *STAGES, "write") if name in spent]
-
-
-def _shares(summary: Summary) -> str:
-    """Where the worker threads spent their time, in percent."""
-    spent = _stages(summary)
-    total = sum(s for _, s in spent)
-    return "  ".join(f"{n} {s / total:.0%}" for n, s in spent if s >= 0.005 * total)
-
-
-def _rate(summary: Summary) -> float:
-    """Jets per second of wall time that this run scored."""
-    return summary.computed_rows / summary.seconds if summary.seconds > 0 else 0.0

@@ -100,8 +100,8 @@ class Features:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the data configuration; empty for a function."""
-        return self._maker.config.digest if isinstance(self._maker, VariableFeatures) else ""
+        """SHA-256 of the data configuration and of the options; empty for a function."""
+        return self._maker.digest if isinstance(self._maker, VariableFeatures) else ""
 
     def fields(
         self, jet: Collection[str], constituents: Collection[str], spec: ModelSpec | None = None

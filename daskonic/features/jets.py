@@ -21,6 +21,7 @@ from daskonic.features.formula import Formula, parse
 __all__ = ["Location", "Names", "Program", "order"]
 
 CONSTITUENTS = "constituents"
+SHOWN = 16
 
 _OTHER_NAMES = {
     "d0val": ("d0",),
@@ -111,9 +112,14 @@ class Names:
         return None
 
     def __str__(self) -> str:
-        jet = ", ".join(sorted(self.jet - {CONSTITUENTS})) or "no fields"
-        constituents = ", ".join(sorted(self.constituents)) or "no fields"
-        return f"jets have {jet}; their constituents have {constituents}"
+        return f"jets have {_some(self.jet - {CONSTITUENTS})}; their constituents have {_some(self.constituents)}"
+
+
+def _some(fields: Collection[str]) -> str:
+    """Names for a message: short ones first, since a file of NanoAOD has hundreds."""
+    shown = sorted(sorted(fields, key=len)[:SHOWN])
+    more = f" and {len(fields) - SHOWN} more" if len(fields) > SHOWN else ""
+    return (", ".join(shown) or "no fields") + more
 
 
 @dataclass(frozen=True, slots=True)

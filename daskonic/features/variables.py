@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +32,12 @@ class VariableFeatures:
 
     def __str__(self) -> str:
         return self.config.path
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all that decides on the numbers; with NaN there are either zeros or none."""
+        options = json.dumps([self.config.digest, sorted(self.aliases.items())])
+        return hashlib.sha256(options.encode()).hexdigest()
 
     def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
         """Find every variable of the model's inputs in the objects."""

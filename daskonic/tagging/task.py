@@ -16,8 +16,9 @@ from daskonic.errors import DaskonicError, InferenceError, InputError, OutputErr
 from daskonic.model import Model
 from daskonic.report import Report
 from daskonic.tagging.columns import Columns, cause_of, opened
-from daskonic.tagging.events import Events, JetColumns, jet_columns, read_jets, with_constituents
+from daskonic.tagging.events import Events, JetColumns, read_jets
 from daskonic.tagging.manifest import Record
+from daskonic.tagging.reading import needed_columns
 from daskonic.tagging.scores import FORMATS, FriendWriter, atomic, digest, score_columns, write_parquet
 from daskonic.tagging.sources import Partition, Source
 from daskonic.tensors import ModelSpec
@@ -64,24 +65,8 @@ def partition_path(partition: Partition, fmt: str) -> str:
 
 
 def check_columns(columns: Columns, job: Job) -> JetColumns:
-    """The columns that the model's inputs need.
-
-    Raises
-    ------
-    InputError
-        The file lacks the jets, or a column that the features need.
-    """
-    found = jet_columns(columns.names, job.jets)
-    try:
-        needed = job.model.features.fields(found.jet_fields, found.constituent_fields, job.spec)
-    except SpecError as error:
-        if not found.constituent_fields:
-            others = ", ".join(with_constituents(columns.names)) or "none"
-            raise InputError(
-                f"has no constituents of {job.jets}; jets that have them: {others} ({error})"
-            ) from error
-        raise InputError(f"lacks what the features need: {error}") from error
-    return found.choose(*needed)
+    """The columns that the model's inputs need."""
+    return needed_columns(columns, job.model.features, job.jets, job.spec)
 
 
 def describe(model: Model) -> ModelSpec:

@@ -49,10 +49,12 @@ def score_jets(model: Path, features: Path, jets: ak.Array, fixed_length: bool =
     order = np.argsort(np.asarray(ak.num(jets.part_px)), kind="stable")
     score = np.zeros(len(jets), np.float32)
     for start in range(0, len(jets), BATCH):
-        rows = order[start:start + BATCH]
+        rows = order[start : start + BATCH]
         batch = jets[rows]
         own = max(1, min(longest, int(ak.max(ak.num(batch.part_px)))))
-        score[rows] = session.run(["softmax"], build_inputs(config, batch, longest if fixed_length else own))[0][:, 0]
+        score[rows] = session.run(["softmax"], build_inputs(config, batch, longest if fixed_length else own))[
+            0
+        ][:, 0]
     return score
 
 
@@ -61,14 +63,18 @@ def efficiencies(top: np.ndarray, qcd: np.ndarray) -> tuple[np.ndarray, np.ndarr
     score = np.concatenate([top, qcd])
     is_top = np.arange(len(score)) < len(top)
     order = np.argsort(-score, kind="stable")
-    return (np.concatenate([[0.0], np.cumsum(~is_top[order]) / len(qcd)]),
-            np.concatenate([[0.0], np.cumsum(is_top[order]) / len(top)]))
+    return (
+        np.concatenate([[0.0], np.cumsum(~is_top[order]) / len(qcd)]),
+        np.concatenate([[0.0], np.cumsum(is_top[order]) / len(top)]),
+    )
 
 
 def figures(top: np.ndarray, qcd: np.ndarray) -> np.ndarray:
     """Return the AUC and 1 / (QCD efficiency) at each working point."""
     false, true = efficiencies(top, qcd)
-    rejection = [1 / max(np.mean(qcd >= np.quantile(top, 1 - point)), 1 / len(qcd)) for point in WORKING_POINTS]
+    rejection = [
+        1 / max(np.mean(qcd >= np.quantile(top, 1 - point)), 1 / len(qcd)) for point in WORKING_POINTS
+    ]
     return np.array([np.trapezoid(true, false), *rejection])
 
 
@@ -91,10 +97,18 @@ def draw(score: np.ndarray, label: np.ndarray, path: Path) -> None:
     auc = np.trapezoid(true, false)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
     some = false * len(qcd) >= 10  # with fewer jets above the cut the curve is noise
-    left.plot(true[some], 1 / false[some], color=COLORS["top"], lw=2, label=f"small ParticleNet, AUC {auc:.4f}")
+    left.plot(
+        true[some], 1 / false[some], color=COLORS["top"], lw=2, label=f"small ParticleNet, AUC {auc:.4f}"
+    )
     chance = np.linspace(0.01, 1, 200)
     left.plot(chance, 1 / chance, color="0.6", lw=1, ls="--", label="chance")
-    left.set(xlabel="top efficiency", ylabel="QCD rejection, 1 / efficiency", yscale="log", xlim=(0, 1), ylim=(1, 2e3))
+    left.set(
+        xlabel="top efficiency",
+        ylabel="QCD rejection, 1 / efficiency",
+        yscale="log",
+        xlim=(0, 1),
+        ylim=(1, 2e3),
+    )
     left.set_title(f"{len(top)} top and {len(qcd)} QCD jets, none used in training", fontsize=10)
     left.grid(which="both", alpha=0.2)
     left.legend(frameon=False)
@@ -102,9 +116,18 @@ def draw(score: np.ndarray, label: np.ndarray, path: Path) -> None:
     groups = {"top": (1, "top, contained"), "QCD": (0, "QCD"), "partial": (-1, "top, not contained")}
     for name, (value, text) in groups.items():
         if np.any(label == value):
-            right.hist(score[label == value], bins, density=True, histtype="step", lw=1.8, color=COLORS[name],
-                       label=text)
-    right.set(xlabel="score (probability of top)", ylabel="jets, each class to unit area", yscale="log", xlim=(0, 1))
+            right.hist(
+                score[label == value],
+                bins,
+                density=True,
+                histtype="step",
+                lw=1.8,
+                color=COLORS[name],
+                label=text,
+            )
+    right.set(
+        xlabel="score (probability of top)", ylabel="jets, each class to unit area", yscale="log", xlim=(0, 1)
+    )
     right.set_title(r"anti-$k_t$ $R=0.8$, $p_T>400$ GeV, $|\eta|<2.4$", fontsize=10)
     right.grid(alpha=0.2)
     right.legend(frameon=False)
@@ -124,8 +147,11 @@ def main() -> None:
     label = np.asarray(jets.gen_label)
     score = score_jets(args.model, args.features, jets)
     padded = score_jets(args.model, args.features, jets, fixed_length=True)
-    log.info("%d jets: %d top, %d QCD, %d tops that are not contained", len(label),
-             *(int((label == value).sum()) for value in (1, 0, -1)))
+    log.info(
+        "%d jets: %d top, %d QCD, %d tops that are not contained",
+        len(label),
+        *(int((label == value).sum()) for value in (1, 0, -1)),
+    )
     log.info("largest difference between own and full padding: %.1e", np.abs(score - padded).max())
     top, qcd = score[label == 1], score[label == 0]
     names = ("AUC", *(f"rejection at {point:.0%} top efficiency" for point in WORKING_POINTS))

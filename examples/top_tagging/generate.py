@@ -84,7 +84,11 @@ def particle_flow_identity(pdg_id: np.ndarray, charge: np.ndarray) -> tuple[np.n
 
 
 def impact_parameters(
-    vertex_mm: np.ndarray, pt: np.ndarray, eta: np.ndarray, phi: np.ndarray, tracked: np.ndarray,
+    vertex_mm: np.ndarray,
+    pt: np.ndarray,
+    eta: np.ndarray,
+    phi: np.ndarray,
+    tracked: np.ndarray,
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Return d0, dz and their errors in cm; -1 without a track, as PFNano has it.
@@ -141,9 +145,15 @@ def candidates(particles: ak.Array, charge_of: dict[int, int], rng: np.random.Ge
     vertex = np.stack([np.asarray(ak.fill_none(flat.vProd[name], 0.0)) for name in ("px", "py", "pz")])
     tracked = (charge != 0) & (np.abs(eta) < TRACKER_ABS_ETA_MAX)
     columns = {
-        "pt": rounded(pt, 10), "eta": rounded(eta, 10), "phi": rounded(phi, 11), "mass": mass,
-        "charge": charge, "pdgId": identity, **impact_parameters(vertex, pt, eta, phi, tracked, rng),
-        "puppiWeight": np.ones(len(pt), np.float32), "puppiWeightNoLep": np.ones(len(pt), np.float32),
+        "pt": rounded(pt, 10),
+        "eta": rounded(eta, 10),
+        "phi": rounded(phi, 11),
+        "mass": mass,
+        "charge": charge,
+        "pdgId": identity,
+        **impact_parameters(vertex, pt, eta, phi, tracked, rng),
+        "puppiWeight": np.ones(len(pt), np.float32),
+        "puppiWeightNoLep": np.ones(len(pt), np.float32),
         "trkQuality": np.where(tracked, 5, 0).astype(np.int32),
         "pvAssocQuality": np.full(len(pt), 7, np.int32),
     }
@@ -175,12 +185,15 @@ def cluster(cands: ak.Array) -> tuple[ak.Array, ak.Array]:
     found = sequence.inclusive_jets(min_pt=JET_PT_MIN_GEV)
     index = sequence.constituent_index(min_pt=JET_PT_MIN_GEV)
     pt = np.hypot(found.px, found.py)
-    jets = ak.zip({
-        "pt": pt,
-        "eta": np.arcsinh(found.pz / pt),
-        "phi": np.arctan2(found.py, found.px),
-        "mass": np.sqrt(np.maximum(found.E**2 - pt**2 - found.pz**2, 0.0)),
-    }, depth_limit=2)
+    jets = ak.zip(
+        {
+            "pt": pt,
+            "eta": np.arcsinh(found.pz / pt),
+            "phi": np.arctan2(found.py, found.px),
+            "mass": np.sqrt(np.maximum(found.E**2 - pt**2 - found.pz**2, 0.0)),
+        },
+        depth_limit=2,
+    )
     inside = abs(jets.eta) < JET_ABS_ETA_MAX
     jets, index = jets[inside], index[inside]
     order = ak.argsort(jets.pt, ascending=False)
@@ -215,7 +228,8 @@ def top_labels(particles: ak.Array, jets: ak.Array) -> ak.Array:
         bottom = particles[outgoing & (mother == 6 * sign) & (abs(particles.id) != 24)]
         quarks = particles[outgoing & (mother == 24 * sign)]
         near = [
-            ak.all(distance(jets, decay.p) < RADIUS, axis=2) & (ak.num(decay) > 0) for decay in (bottom, quarks)
+            ak.all(distance(jets, decay.p) < RADIUS, axis=2) & (ak.num(decay) > 0)
+            for decay in (bottom, quarks)
         ]
         matched = matched | (near[0] & near[1])
     return ak.values_astype(ak.where(matched, 1, -1), np.int32)
@@ -243,8 +257,14 @@ def only_used(cands: ak.Array, index: ak.Array) -> tuple[ak.Array, ak.Array]:
     return cands[ak.unflatten(used, ak.num(cands))], ak.unflatten(new.astype(np.int32), ak.num(flat))
 
 
-def columns(particles: ak.Array, charge_of: dict[int, int], process: str, seed: int, first: int,
-            rng: np.random.Generator) -> dict[str, Any]:
+def columns(
+    particles: ak.Array,
+    charge_of: dict[int, int],
+    process: str,
+    seed: int,
+    first: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
     """Return the branches of a run of events, ready for uproot."""
     cands = candidates(particles, charge_of, rng)
     jets, index = cluster(cands)
@@ -264,9 +284,12 @@ def columns(particles: ak.Array, charge_of: dict[int, int], process: str, seed: 
         "luminosityBlock": np.full(n, seed, np.uint32),
         "event": np.arange(first, first + n, dtype=np.uint64),
         "FatJet": ak.unflatten(ak.zip(branch), counts),
-        "FatJetPFCands": ak.zip({
-            "pFCandsIdx": flat_index, "jetIdx": ak.values_astype(jet_index, np.int32),
-        }),
+        "FatJetPFCands": ak.zip(
+            {
+                "pFCandsIdx": flat_index,
+                "jetIdx": ak.values_astype(jet_index, np.int32),
+            }
+        ),
         "PFCands": cands,
     }
 
@@ -296,7 +319,8 @@ def write_file(process: str, seed: int, n_events: int, path: Path) -> str:
             branches = columns(particles, charges(pythia, particles), process, seed, done + 1, rng)
             if done == 0:
                 file.mktree(
-                    "Events", {name: ak.Array(value).type.content for name, value in branches.items()},
+                    "Events",
+                    {name: ak.Array(value).type.content for name, value in branches.items()},
                     counter_name=lambda counted: f"n{counted}",
                     field_name=lambda outer, inner: f"{outer}_{inner}" if outer else inner,
                 )
@@ -305,8 +329,10 @@ def write_file(process: str, seed: int, n_events: int, path: Path) -> str:
             done += len(particles)
     label = np.concatenate(labels)
     found = ", ".join(f"{np.sum(label == value)} x {value}" for value in np.unique(label))
-    return (f"{path}: seed {seed}, {done} events, {len(label)} jets (label {found}), "
-            f"{path.stat().st_size / 1e6:.2f} MB, {time.perf_counter() - start:.0f} s")
+    return (
+        f"{path}: seed {seed}, {done} events, {len(label)} jets (label {found}), "
+        f"{path.stat().st_size / 1e6:.2f} MB, {time.perf_counter() - start:.0f} s"
+    )
 
 
 def main() -> None:

@@ -38,13 +38,17 @@ def _jets_of_file(path: Path) -> ak.Array:
     import uproot
 
     names = [f"PFCands_{name}" for name in CANDIDATE_BRANCHES] + [f"FatJet_{name}" for name in JET_BRANCHES]
-    events = uproot.open({path: "Events"}).arrays([*names, "FatJetPFCands_jetIdx", "FatJetPFCands_pFCandsIdx"])
+    events = uproot.open({path: "Events"}).arrays(
+        [*names, "FatJetPFCands_jetIdx", "FatJetPFCands_pFCandsIdx"]
+    )
     per_event = ak.num(events.FatJet_pt)
     jet_of = np.asarray(ak.flatten(events.FatJetPFCands_jetIdx + _starts(per_event)))
     counts = np.bincount(jet_of, minlength=int(ak.sum(per_event)))
     order = np.argsort(jet_of, kind="stable")
     used = {
-        name: ak.unflatten(ak.flatten(events[f"PFCands_{name}"][events.FatJetPFCands_pFCandsIdx])[order], counts)
+        name: ak.unflatten(
+            ak.flatten(events[f"PFCands_{name}"][events.FatJetPFCands_pFCandsIdx])[order], counts
+        )
         for name in CANDIDATE_BRANCHES
     }
     return _jetclass_variables(used, {name: ak.flatten(events[f"FatJet_{name}"]) for name in JET_BRANCHES})
@@ -60,12 +64,15 @@ def _jetclass_variables(cand: Mapping[str, ak.Array], jet: Mapping[str, ak.Array
     sign = np.where(np.asarray(jet["eta"]) > 0, np.float32(1), np.float32(-1))
     kind = abs(cand["pdgId"])
     light = (kind == 11) | (kind == 13)
-    px, py, pz = (cand["pt"] * factor for factor in
-                  (np.cos(cand["phi"]), np.sin(cand["phi"]), np.sinh(cand["eta"])))
+    px, py, pz = (
+        cand["pt"] * factor for factor in (np.cos(cand["phi"]), np.sin(cand["phi"]), np.sinh(cand["eta"]))
+    )
     momentum = jet["pt"] * np.cosh(jet["eta"])
     dphi = cand["phi"] - jet["phi"]
     part = {
-        "px": px, "py": py, "pz": pz,
+        "px": px,
+        "py": py,
+        "pz": pz,
         "energy": np.sqrt(px**2 + py**2 + pz**2 + cand["mass"] ** 2),
         "deta": (cand["eta"] - jet["eta"]) * sign,
         "dphi": ak.where(dphi > np.pi, dphi - 2 * np.pi, ak.where(dphi < -np.pi, dphi + 2 * np.pi, dphi)),
@@ -75,12 +82,19 @@ def _jetclass_variables(cand: Mapping[str, ak.Array], jet: Mapping[str, ak.Array
         "isPhoton": kind == 22,
         "isElectron": kind == 11,
         "isMuon": kind == 13,
-        "d0val": cand["d0"], "d0err": cand["d0Err"], "dzval": cand["dz"], "dzerr": cand["dzErr"],
+        "d0val": cand["d0"],
+        "d0err": cand["d0Err"],
+        "dzval": cand["dz"],
+        "dzerr": cand["dzErr"],
     }
     fields = {f"part_{name}": ak.values_astype(value, np.float32) for name, value in part.items()}
     whole = {
-        "jet_pt": jet["pt"], "jet_eta": jet["eta"], "jet_phi": jet["phi"], "jet_mass": jet["mass"],
-        "jet_energy": np.sqrt(momentum**2 + jet["mass"] ** 2), "jet_sdmass": jet["msoftdrop"],
+        "jet_pt": jet["pt"],
+        "jet_eta": jet["eta"],
+        "jet_phi": jet["phi"],
+        "jet_mass": jet["mass"],
+        "jet_energy": np.sqrt(momentum**2 + jet["mass"] ** 2),
+        "jet_sdmass": jet["msoftdrop"],
     }
     fields |= {name: ak.values_astype(value, np.float32) for name, value in whole.items()}
     return ak.zip(fields | {"gen_label": jet["genLabel"]}, depth_limit=1)
@@ -94,7 +108,9 @@ def load_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def build_inputs(config: Mapping[str, Any], jets: ak.Array, length: int | None = None) -> dict[str, np.ndarray]:
+def build_inputs(
+    config: Mapping[str, Any], jets: ak.Array, length: int | None = None
+) -> dict[str, np.ndarray]:
     """Evaluate the configuration's formulas and pad.
 
     Parameters
@@ -123,7 +139,7 @@ def build_inputs(config: Mapping[str, Any], jets: ak.Array, length: int | None =
 
 def _column(table: Mapping[str, ak.Array], variable: list[Any], length: int) -> np.ndarray:
     """Return one variable standardised, clipped and padded with zeros, n_jets * length."""
-    name, center, scale, low, high = [*variable, *(None, 1, -5, 5)[len(variable) - 1:]]
+    name, center, scale, low, high = [*variable, *(None, 1, -5, 5)[len(variable) - 1 :]]
     counts = np.asarray(ak.num(table[name]))
     flat = np.asarray(ak.flatten(table[name]), np.float32)
     if center is not None:  # weaver clips only what it standardises

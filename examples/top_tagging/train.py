@@ -125,8 +125,10 @@ class Sample:
     def tensors(self, rows: np.ndarray) -> list[Tensor]:
         """Return points, features and mask of the rows, padded to the longest."""
         length = max(1, int(self.counts[rows].max()))
-        return [torch.from_numpy(self.inputs[key][rows, :, :length])
-                for key in ("pf_points", "pf_features", "pf_mask")]
+        return [
+            torch.from_numpy(self.inputs[key][rows, :, :length])
+            for key in ("pf_points", "pf_features", "pf_mask")
+        ]
 
 
 def scores(net: nn.Module, sample: Sample) -> np.ndarray:
@@ -167,8 +169,13 @@ def train(net: nn.Module, sample: Sample, validation: Sample, epochs: int, seed:
             schedule.step()
             losses.append(loss.item())
         auc = area_under_curve(scores(net, validation), validation.target == 0)
-        log.info("epoch %d: loss %.4f, validation AUC %.5f, %.0f s", epoch + 1, np.mean(losses), auc,
-                 time.perf_counter() - start)
+        log.info(
+            "epoch %d: loss %.4f, validation AUC %.5f, %.0f s",
+            epoch + 1,
+            np.mean(losses),
+            auc,
+            time.perf_counter() - start,
+        )
         if auc > best:
             best = auc
             export(net, sample, output)
@@ -180,8 +187,14 @@ def export(net: nn.Module, sample: Sample, path: Path) -> None:
     net.eval()
     axes = {name: {0: "N", 2: "P"} for name in ("pf_points", "pf_features", "pf_mask")}
     torch.onnx.export(
-        net, tuple(sample.tensors(np.arange(4))), str(path), dynamo=False, opset_version=17,
-        input_names=list(axes), output_names=["softmax"], dynamic_axes=axes | {"softmax": {0: "N"}},
+        net,
+        tuple(sample.tensors(np.arange(4))),
+        str(path),
+        dynamo=False,
+        opset_version=17,
+        input_names=list(axes),
+        output_names=["softmax"],
+        dynamic_axes=axes | {"softmax": {0: "N"}},
     )
 
 
@@ -189,7 +202,9 @@ def main() -> None:
     """Read the command line, train, export."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("files", type=Path, nargs="+")
-    parser.add_argument("--validation", type=Path, nargs="+", required=True, help="left out of FILES if there")
+    parser.add_argument(
+        "--validation", type=Path, nargs="+", required=True, help="left out of FILES if there"
+    )
     parser.add_argument("--features", type=Path, default=Path(__file__).parent / "data" / "features.yaml")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--epochs", type=int, default=10)
@@ -204,9 +219,14 @@ def main() -> None:
     sample = Sample(sorted(set(args.files) - set(args.validation)), config)
     validation = Sample(args.validation, config)
     net = SmallParticleNet(sample.inputs["pf_features"].shape[1])
-    log.info("%d jets to train on, %d tops; %d to validate on; %d parameters; read in %.0f s", len(sample.target),
-             int((sample.target == 0).sum()), len(validation.target),
-             sum(p.numel() for p in net.parameters()), time.perf_counter() - start)
+    log.info(
+        "%d jets to train on, %d tops; %d to validate on; %d parameters; read in %.0f s",
+        len(sample.target),
+        int((sample.target == 0).sum()),
+        len(validation.target),
+        sum(p.numel() for p in net.parameters()),
+        time.perf_counter() - start,
+    )
     train(net, sample, validation, args.epochs, args.seed, args.output)
     log.info("all in %.0f s", time.perf_counter() - start)
 
