@@ -1,0 +1,52 @@
+"""The public surface as a type checker sees it: checked by mypy together with the package, never run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_type
+
+from distributed import Client, LocalCluster
+
+import daskonic as dk
+from daskonic.tagging import Summary, read_file, tag
+from daskonic.tensors import ModelSpec
+
+
+def a_model(jets: Any) -> None:
+    """Handle, call, acquire and produce."""
+    features = dk.Features.from_weaver("pn.yaml", inputs={"x": "pf_points"}, nan="zero")
+    tagger = dk.Model("pn", version=1, features=features, classes=["a", "b"], servers="a:1", window=4)
+    pending = tagger.submit(jets)
+    assert_type(pending, dk.Pending)
+    assert_type(pending.report, dk.Report)
+    assert_type(pending.done(), bool)
+    assert_type(tagger.spec(), ModelSpec)
+    assert_type(features.labels, tuple[str, ...])
+
+
+def a_function() -> dk.Features:
+    """Features of one's own."""
+    return dk.Features(lambda jets: {"x": [jets.pt, jets.eta]}, pad={"x": dk.Pad(64, mode="wrap")})
+
+
+def a_cluster(client: Client, servers: Sequence[str]) -> None:
+    """Plugin, clusters and servers."""
+    plugin = dk.InferencePlugin(servers, window=8, timeout="1 m")
+    client.register_plugin(plugin)
+    with dk.local_server("models") as server:
+        assert_type(server, dk.LocalServer)
+        assert_type(server.address, str)
+        assert_type(dk.local_cluster(2, servers=[server.address]), LocalCluster)
+
+
+def a_run(model: dk.Model, features: dk.Features) -> None:
+    """Files in, scores out."""
+    assert_type(tag(["a.root"], model, "out", fmt="root"), Summary)
+    read_file("a.root", features, jets="Jet").jets  # noqa: B018
+
+
+def wrong() -> None:
+    """What must not pass."""
+    dk.Model(3)  # type: ignore[arg-type]
+    dk.Features.from_weaver("pn.yaml", nan="skip")  # type: ignore[arg-type]
+    dk.Modell("pn")  # type: ignore[attr-defined]
