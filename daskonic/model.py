@@ -168,9 +168,8 @@ def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
             with report.stage("encode"):
                 tensors = rows.tensors(block)
                 request = Request(spec.name, spec.version, tensors, scores.names, batch.stop - batch.start)
-                message = pool.encode(request)
             with report.stage("submit"):
-                call = pool.submit(request, message, spec, (model.name, model.version))
+                call = pool.submit(request, spec, (model.name, model.version))
             report.sent_nbytes += sum(t.nbytes for t in tensors.values())
             window.add(batch, call)
     with report.stage("unflatten"):

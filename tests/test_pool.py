@@ -56,7 +56,7 @@ def make_pool():
 def send(pool, value=1.0, rows=1):
     spec = pool.spec("double", "")
     request = Request("double", spec.version, {"x": np.full((rows, 2), value, FLOAT)}, ("y",), rows)
-    return pool.submit(request, pool.encode(request), spec, ("double", ""))
+    return pool.submit(request, spec, ("double", ""))
 
 
 def answer(call):

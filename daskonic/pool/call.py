@@ -30,16 +30,15 @@ class Call:
     attempts : int
     waited_s : float
         Time without a permit, over all attempts.
+    encoded_s : float
+        Time to make the messages, over all attempts.
     address : str
         Endpoint of the last attempt.
     """
 
-    def __init__(
-        self, pool: Pool, request: Request, message: Any, spec: ModelSpec, key: ModelKey, deadline: float
-    ) -> None:
+    def __init__(self, pool: Pool, request: Request, spec: ModelSpec, key: ModelKey, deadline: float) -> None:
         self._pool = pool
         self._request = request
-        self._message = message
         self._spec = spec
         self._key = key
         self._deadline = deadline
@@ -47,6 +46,7 @@ class Call:
         self._reply: Reply | None = None
         self.attempts = 0
         self.waited_s = 0.0
+        self.encoded_s = 0.0
         self.address = ""
 
     def send(self) -> None:
@@ -59,10 +59,11 @@ class Call:
         error: DaskonicError | None = None
         try:
             self._verify(endpoint)
+            message = self._encode(endpoint)
             timeout_s = min(
                 self._pool.settings.attempt_timeout_s, max(self._deadline - time.monotonic(), 0.001)
             )
-            self._reply = endpoint.transport().submit(self._message, timeout_s)
+            self._reply = endpoint.transport().submit(message, timeout_s)
         except DaskonicError as caught:
             error = caught
             self._reply = _Failed(caught)
@@ -76,6 +77,13 @@ class Call:
         request_logger.debug(
             "submit %s rows to %s, attempt %s", self._request.rows, self.address, self.attempts
         )
+
+    def _encode(self, endpoint: Endpoint) -> Any:
+        """The message for this endpoint: what is copied, and where to, depends on how it is reached."""
+        begin = time.monotonic()
+        message = endpoint.transport().encode(self._request)
+        self.encoded_s += time.monotonic() - begin
+        return message
 
     def done(self) -> bool:
         """Whether :meth:`result` would not wait for this attempt."""

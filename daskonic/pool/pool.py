@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 from daskonic.config import Settings
 from daskonic.errors import (
@@ -87,13 +86,9 @@ class Pool:
                 self._specs[model, version] = self._first_contact(model, version)
             return self._specs[model, version]
 
-    def encode(self, request: Request) -> Any:
-        """The message of a request; endpoints of one pool speak one protocol."""
-        return self._endpoints[0].transport().encode(request)
-
-    def submit(self, request: Request, message: Any, spec: ModelSpec, key: ModelKey) -> Call:
+    def submit(self, request: Request, spec: ModelSpec, key: ModelKey) -> Call:
         """Send a request as soon as there is a permit, and return while it is under way."""
-        call = Call(self, request, message, spec, key, time.monotonic() + self.settings.timeout_s)
+        call = Call(self, request, spec, key, time.monotonic() + self.settings.timeout_s)
         call.send()
         return call
 
