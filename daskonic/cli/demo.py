@@ -38,7 +38,6 @@ def demo(output: Path, workers: int, as_json: bool) -> None:
     compares every score with ONNX Runtime in this process, and draws the ROC curve. Nothing is left running.
     """
     import matplotlib  # noqa: F401, ICN001 - what is missing is said at the beginning
-    import onnxruntime  # noqa: F401
     from distributed import Client
     from rich.console import Console
 
@@ -49,7 +48,9 @@ def demo(output: Path, workers: int, as_json: bool) -> None:
     from daskonic.model import Model
     from daskonic.server import add_onnx, local_server
     from daskonic.tagging import tag
+    from daskonic.transport.onnx import import_onnxruntime
 
+    import_onnxruntime()
     quiet()
     console = Console(stderr=True, highlight=False)
     files = parts.shipped()

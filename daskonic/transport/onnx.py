@@ -13,7 +13,7 @@ import numpy as np
 from daskonic.errors import InferenceError, InputError
 from daskonic.tensors import ANY, ModelSpec, Request, Response, TensorSpec
 
-__all__ = ["OnnxTransport"]
+__all__ = ["OnnxTransport", "import_onnxruntime"]
 
 DTYPES = {
     "tensor(bool)": "bool",
@@ -31,6 +31,14 @@ DTYPES = {
 }
 
 
+def import_onnxruntime() -> Any:
+    """ONNX Runtime, told before its import not to report to its maker, as version 1.31 does otherwise."""
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 class OnnxTransport:
     """One ONNX file, on one thread.
 
@@ -41,9 +49,7 @@ class OnnxTransport:
     """
 
     def __init__(self, path: str | Path) -> None:
-        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # version 1.31 reports to its maker otherwise
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         self.address = f"in process ({Path(path).name})"
         self._path = Path(path)
         options = onnxruntime.SessionOptions()
