@@ -20,12 +20,56 @@ from dask.utils import parse_bytes, parse_timedelta
 
 from daskonic.errors import ConfigError
 
-__all__ = ["Settings", "resolve"]
+__all__ = [
+    "NO_CREDENTIALS",
+    "Credentials",
+    "Settings",
+    "host_of",
+    "refuse_plain_secrets",
+    "resolve",
+    "target_of",
+]
 
 DEFAULTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("daskonic.yaml").read_text())
 dask.config.update_defaults(DEFAULTS)
 
-ADDRESS = re.compile(r"^(?:grpc://)?(?P<target>unix:.+|\[[0-9a-fA-F:.]+\]:\d+|[^/:\s]+:\d+)$")
+ADDRESS = re.compile(r"^(?:(?P<scheme>grpcs?)://)?(?P<target>unix:.+|\[[0-9a-fA-F:.]+\]:\d+|[^/:\s]+:\d+)$")
+HEADER = re.compile(r"^(?!grpc-)[a-z0-9_.-]+(?<!-bin)$")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Where a worker finds what proves who it is: paths on its machine and names, never a secret.
+
+    Attributes
+    ----------
+    ca_file, certificate_file, key_file : str
+        PEM files: who signed the servers, and the client's own certificate; empty for none.
+    token_file, token_env : str
+        File or environment variable with a bearer token.
+    header, header_file, header_env : str
+        A further header and where its value is.
+    over_plain_text : bool
+        Whether token and header may be sent without TLS.
+    """
+
+    ca_file: str = ""
+    certificate_file: str = ""
+    key_file: str = ""
+    token_file: str = ""
+    token_env: str = ""
+    header: str = ""
+    header_file: str = ""
+    header_env: str = ""
+    over_plain_text: bool = False
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether a request carries a token or header."""
+        return bool(self.token_file or self.token_env or self.header)
+
+
+NO_CREDENTIALS = Credentials()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +79,16 @@ class Settings:
     Attributes
     ----------
     servers : tuple of str
-        gRPC targets, ``host:port``.
+        gRPC targets: ``host:port``, and ``grpcs://host:port`` for those spoken to by TLS.
     window : int
         Requests in flight per server.
     timeout_s, attempt_timeout_s, connect_timeout_s : float
         Wall time of a request with its retries, of one attempt, of the first contact.
     batch_nbytes : int
         Largest request.
+    shared_memory : {"auto", "never"}
+        Whether large requests to a server on this host go through shared memory.
+    credentials : Credentials
     """
 
     servers: tuple[str, ...]
@@ -50,6 +97,8 @@ class Settings:
     attempt_timeout_s: float
     connect_timeout_s: float
     batch_nbytes: int
+    shared_memory: str = "auto"
+    credentials: Credentials = NO_CREDENTIALS
 
 
 def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Settings:
@@ -74,13 +123,19 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
     given = {key.replace("_", "-"): value for key, value in overrides.items() if value is not None}
     _refuse_unknown(given, DEFAULTS["daskonic"], "daskonic")
     values = {key.replace("_", "-"): value for key, value in known.items()} | given
+    tls, credentials = _credentials(values["credentials"])
+    addresses = _addresses(values["servers"] if servers is None else servers, tls=tls)
+    for address in addresses:
+        refuse_plain_secrets(address, credentials)
     return Settings(
-        servers=_addresses(values["servers"] if servers is None else servers),
+        servers=addresses,
         window=_count(values, "window"),
         timeout_s=_seconds(values, "timeout"),
         attempt_timeout_s=_seconds(values, "attempt-timeout"),
         connect_timeout_s=_seconds(values, "connect-timeout"),
         batch_nbytes=_nbytes(values, "batch-bytes"),
+        shared_memory=_one_of(values, "shared-memory", ("auto", "never")),
+        credentials=credentials,
     )
 
 
@@ -96,13 +151,78 @@ def _refuse_unknown(given: Mapping[str, Any], defaults: Mapping[str, Any], where
             _refuse_unknown(value, defaults[name], f"{where}.{name}")
 
 
-def _addresses(servers: Iterable[str] | str) -> tuple[str, ...]:
-    """Targets without a scheme, duplicates dropped, in the order given."""
+def target_of(address: str) -> str:
+    """What gRPC connects to: the address without its scheme."""
+    return address.removeprefix("grpcs://")
+
+
+def host_of(address: str) -> str:
+    """Name or number of the host in an address; empty for a Unix socket."""
+    target = target_of(address)
+    return "" if target.startswith("unix:") else target.rpartition(":")[0].strip("[]")
+
+
+def refuse_plain_secrets(address: str, credentials: Credentials) -> None:
+    """ConfigError where a token would be sent for all to read."""
+    if credentials.has_secrets and not (
+        address.startswith(("grpcs://", "unix:")) or credentials.over_plain_text
+    ):
+        raise ConfigError(
+            f"daskonic.credentials has a token or header, and {address} is spoken to in plain text, where others "
+            f"could read it: write grpcs://{address} or set daskonic.credentials.tls: true; where the "
+            "network is trusted, set daskonic.credentials.token-over-plain-text: true"
+        )
+
+
+def _credentials(given: object) -> tuple[bool, Credentials]:
+    """Whether addresses without a scheme mean TLS, and where credentials are."""
+    defaults = DEFAULTS["daskonic"]["credentials"]
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"daskonic.credentials is {given!r}, not a mapping; known: {', '.join(defaults)}")
+    values = defaults | {key.replace("_", "-"): value for key, value in given.items()}
+    for key, value in values.items():
+        if not isinstance(value, bool if isinstance(defaults[key], bool) else str | None):
+            kind = "true or false" if isinstance(defaults[key], bool) else "text"
+            raise ConfigError(
+                f"daskonic.credentials.{key} is of type {type(value).__name__}; {kind} is needed"
+            )
+    texts = {k.replace("-", "_"): v or "" for k, v in values.items() if not isinstance(v, bool)}
+    found = Credentials(**texts, over_plain_text=values["token-over-plain-text"])
+    _refuse_half(found)
+    return values["tls"], found
+
+
+def _refuse_half(found: Credentials) -> None:
+    """ConfigError where one setting of several that belong together is missing, or one too many is there."""
+    where = "daskonic.credentials"
+    if bool(found.certificate_file) != bool(found.key_file):
+        raise ConfigError(f"{where}.certificate-file and {where}.key-file need each other; only one is set")
+    if found.token_file and found.token_env:
+        raise ConfigError(f"{where}.token-file and {where}.token-env are both set; one token is needed")
+    if bool(found.header) != (bool(found.header_file) != bool(found.header_env)):
+        raise ConfigError(
+            f"{where}.header needs its value in exactly one of {where}.header-file and {where}.header-env"
+        )
+    if found.header and not HEADER.match(found.header):
+        raise ConfigError(
+            f"{where}.header is {found.header!r}; lower-case letters, digits, '-', '_' and '.' are possible"
+        )
+
+
+def _one_of(values: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:
+    """One of some words."""
+    if values[key] not in known:
+        raise ConfigError(f"daskonic.{key} is {values[key]!r}; known: {', '.join(known)}")
+    return str(values[key])
+
+
+def _addresses(servers: Iterable[str] | str, *, tls: bool = False) -> tuple[str, ...]:
+    """Targets, those by TLS with their scheme, duplicates dropped, in the order given."""
     listed = [servers] if isinstance(servers, str) else list(servers)
-    return tuple(dict.fromkeys(_address(s) for s in listed))
+    return tuple(dict.fromkeys(_address(s, tls=tls) for s in listed))
 
 
-def _address(server: object) -> str:
+def _address(server: object, *, tls: bool) -> str:
     """One ``host:port``; ConfigError if it is not one."""
     found = ADDRESS.match(server.strip()) if isinstance(server, str) else None
     if found is None:
@@ -110,7 +230,10 @@ def _address(server: object) -> str:
             f"server address {server!r} is not HOST:PORT of a gRPC port (for Triton usually 8001), "
             "such as triton-a:8001"
         )
-    return found["target"]
+    target = found["target"]
+    if target.startswith("unix:"):
+        return target
+    return f"grpcs://{target}" if found["scheme"] == "grpcs" or (tls and not found["scheme"]) else target
 
 
 def _count(values: Mapping[str, Any], key: str) -> int:

@@ -8,6 +8,7 @@ therefore not be what others wait for.
 
 from __future__ import annotations
 
+import functools
 import logging
 import random
 import threading
@@ -53,13 +54,17 @@ class Pool:
         No server is named.
     """
 
-    def __init__(self, settings: Settings, connect: Callable[[str], Transport] = GrpcTransport) -> None:
+    def __init__(self, settings: Settings, connect: Callable[[str], Transport] | None = None) -> None:
         if not settings.servers:
             raise ConfigError(
                 "no server is named: set daskonic.servers in the Dask configuration, "
                 "register dk.InferencePlugin(servers=[...]), or pass servers=[...] to the model"
             )
         self.settings = settings
+        if connect is None:
+            connect = functools.partial(
+                GrpcTransport, credentials=settings.credentials, shared_memory=settings.shared_memory
+            )
         self._endpoints = [Endpoint(address, connect) for address in settings.servers]
         self._condition = threading.Condition()
         self._contact = threading.Lock()

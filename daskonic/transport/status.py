@@ -7,6 +7,8 @@ token, and ``NOT_FOUND`` while it shuts down. The texts below were read off trit
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
 from daskonic.errors import (
@@ -19,13 +21,46 @@ from daskonic.errors import (
     UnavailableError,
 )
 
-__all__ = ["GrpcStatus", "error_from_status", "translated"]
+__all__ = [
+    "GrpcStatus",
+    "error_from_status",
+    "is_about_credentials",
+    "is_unknown_region",
+    "translated",
+    "was_not_run",
+]
 
 OVERLOAD = ("exceeds maximum queue size", "request timeout expired")
 DRAINING = ("has no available versions", "server exiting")
 BROKEN_INSTANCE = ("stub process", "is not healthy")
 OTHER_PROTOCOL = ("trying to connect an http1.x server", "unexpected http", "failed parsing http/2")
 TOO_LARGE = ("larger than max",)
+RESTRICTED = ("this protocol is restricted",)
+UNKNOWN_REGION = ("unable to find shared memory region",)
+TLS = (
+    (
+        "wrong_version_number",
+        "TLS was asked for and the server speaks plain text (grpc://HOST:PORT, or daskonic.credentials.tls: false)",
+    ),
+    (
+        "certificate_verify_failed",
+        "the server's certificate is out of date, or not signed by who daskonic.credentials.ca-file says",
+    ),
+    ("hostname verification check failed", "the server's certificate is for another name than this address"),
+    (
+        "failed to create security handshaker",
+        "daskonic.credentials.certificate-file and key-file are not usable, or do not belong together",
+    ),
+    ("handshake failed", "no agreement on TLS with the server"),
+)
+CLOSED_PLAIN = (
+    "the server closes every new connection; one that speaks TLS does so when spoken to in plain text "
+    "(then write grpcs://HOST:PORT)"
+)
+CLOSED_TLS = (
+    "the server closes every new TLS connection; one does so that asks for a client certificate and gets none it "
+    "knows (daskonic.credentials.certificate-file and key-file)"
+)
 
 
 def error_from_status(code: grpc.StatusCode, text: str, address: str) -> DaskonicError:
@@ -37,9 +72,9 @@ def error_from_status(code: grpc.StatusCode, text: str, address: str) -> Daskoni
     text : str
         The server's own words, kept in the message.
     address : str
-        Whom we asked.
+        Whom we asked, and with ``grpcs://`` in front if by TLS.
     """
-    kind, explanation = _classify(code, text.lower())
+    kind, explanation = _classify(code, text.lower(), tls=address.startswith("grpcs://"))
     return kind(f"{address}: {explanation}: {text}" if text else f"{address}: {explanation}")
 
 
@@ -61,7 +96,25 @@ def translated(error: grpc.RpcError, address: str) -> DaskonicError:
     return failure
 
 
-def _classify(code: grpc.StatusCode, text: str) -> tuple[type[DaskonicError], str]:
+def is_about_credentials(error: Any) -> bool:
+    """Whether a gRPC error or failed future says that a token or header is missing or not valid."""
+    if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+        return True
+    return any(words in (error.details() or "").lower() for words in RESTRICTED)
+
+
+def is_unknown_region(error: Any) -> bool:
+    """Whether the server does not know our shared memory, as after a restart."""
+    return any(words in (error.details() or "").lower() for words in UNKNOWN_REGION)
+
+
+def was_not_run(error: Any) -> bool:
+    """Whether the server certainly refused a request before it read the inputs' numbers."""
+    text = (error.details() or "").lower()
+    return error.code() is grpc.StatusCode.INVALID_ARGUMENT or OVERLOAD[0] in text
+
+
+def _classify(code: grpc.StatusCode, text: str, *, tls: bool) -> tuple[type[DaskonicError], str]:
     """Error class, and in words what happened."""
     status = grpc.StatusCode
     if any(words in text for words in OVERLOAD):
@@ -74,10 +127,15 @@ def _classify(code: grpc.StatusCode, text: str) -> tuple[type[DaskonicError], st
         return ServerError, "this port does not speak gRPC (Triton's HTTP port is usually 8000, gRPC 8001)"
     if any(words in text for words in TOO_LARGE):
         return InferenceError, "the message is larger than the server takes; set daskonic.batch-bytes lower"
-    if "this protocol is restricted" in text:
-        return ServerError, "the server wants a token for this call"
-    if "handshake" in text or "wrong version number" in text or "wrong_version_number" in text:
-        return ServerError, "one side speaks TLS and the other plain text"
+    if any(words in text for words in UNKNOWN_REGION):
+        return UnavailableError, "the server does not know the shared memory of this process"
+    if any(words in text for words in RESTRICTED):
+        return ServerError, "the server wants a header with this call (daskonic.credentials.header)"
+    for words, explanation in TLS:
+        if words in text:
+            return ServerError, explanation
+    if "failed to connect" in text and "socket closed" in text:
+        return UnavailableError, CLOSED_TLS if tls else CLOSED_PLAIN
     return {
         status.UNAVAILABLE: (UnavailableError, "no connection"),
         status.NOT_FOUND: (ModelNotFoundError, "no such model"),
