@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskonic.errors import InputError, ResponseError
-from daskonic.features import Features
-from daskonic.model import split
+from daskonic.features import Features, split
 from daskonic.ragged import unflatten
 from daskonic.tagging import Summary, read_file
 from daskonic.tagging.columns import RootColumns

@@ -4,8 +4,8 @@ The way of the data, one function each::
 
     events → features → flatten → split → encode → submit → infer → decode → join → unflatten → scores
 
-:func:`_score` is that line. Batches are built one by one, right before they are sent, while those
-before them are on their way.
+:func:`_score` and :func:`_send` are that line. Batches are built one by one, right before they are sent,
+while those before them are on their way.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from daskonic import trim as trimming
 from daskonic.config import resolve
-from daskonic.errors import ConfigError, SpecError
-from daskonic.features import Features, Rows
+from daskonic.errors import ConfigError, ResponseError, SpecError
+from daskonic.features import Batch, Features, Rows
 from daskonic.plugin import current_pool, pool_for
 from daskonic.pool import Call, Pool
-from daskonic.ragged import unflatten
 from daskonic.report import Report
 from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
 
@@ -50,6 +50,11 @@ class Model:
     batch_size : int, optional
         Most rows in one request. Needed only where the server does not say, and then it also
         declares that the first dimension of every tensor is the batch.
+    trim : {"auto", "always", "never"}
+        Whether rows of variable length are sent shorter than the full length of the features, in
+        batches of similar length, where the model leaves the length open. ``"auto"``: if
+        the scores stay the same to 1e-5, which is tried on real rows, two for each new length, once per
+        process and model; where they do not, a warning says so, and rows go in full length.
     **settings
         With ``servers``: further keys of ``daskonic.yaml``, such as ``timeout="30 s"``.
 
@@ -68,18 +73,22 @@ class Model:
         classes: Iterable[str] | None = None,
         outputs: Iterable[str] | None = None,
         batch_size: int | None = None,
+        trim: Literal["auto", "always", "never"] = "auto",
         **settings: Any,
     ) -> None:
         if settings and servers is None:
             raise ConfigError(f"{', '.join(settings)}: settings of a model need its own servers=[...]")
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}; at least 1 is needed")
+        if trim not in trimming.MODES:
+            raise ConfigError(f"trim is {trim!r}; there are {', '.join(trimming.MODES)}")
         self.name = name
         self.version = str(version)
         self.features = features if features is not None else Features.plain()
         self.classes = None if classes is None else tuple(classes)
         self.outputs = None if outputs is None else tuple(outputs)
         self.batch_size = batch_size
+        self.trim = trim
         self._settings = None if servers is None else resolve(servers, **settings)
 
     def __repr__(self) -> str:
@@ -159,34 +168,59 @@ def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
         inputs = model.features(objects, spec)
     with report.stage("flatten"):
         rows = inputs.flatten()
-    report.rows = len(rows)
-    scores = _Joined(_wanted(model, spec), len(rows))
+    report.rows, report.useful_nbytes = len(rows), rows.useful_nbytes
+    batches = _split(model, spec, rows, pool, report)
+    scores = _send(model, spec, rows, batches, pool, report)
+    with report.stage("unflatten"):
+        return rows.unflatten(_named(scores.arrays, model), scores.names), report
+
+
+def _split(model: Model, spec: ModelSpec, rows: Rows, pool: Pool, report: Report) -> Iterator[Batch]:
+    """Batches no larger than model and message allow; of rows of similar length where that changes no score."""
+
+    def send(some: Rows, batches: Iterable[Batch]) -> _Joined:
+        return _send(model, spec, some, batches, pool, report)
+
+    max_rows = min(spec.max_batch_size, model.batch_size or spec.max_batch_size)
+    with report.stage("split"):
+        buckets = None if model.trim == "never" else rows.buckets()
+    floor = None
+    if buckets is not None and model.trim == "auto":
+        key = (
+            f"model {spec.name!r}",
+            spec.version,
+            spec.config_digest,
+            model.outputs,
+            model.features.identity,
+        )
+        floor = trimming.floor(pool, key, rows, buckets, max_rows, send)
+    return rows.split(max_rows, pool.settings.batch_nbytes, buckets, floor)
+
+
+def _send(
+    model: Model, spec: ModelSpec, rows: Rows, batches: Iterable[Batch], pool: Pool, report: Report
+) -> _Joined:
+    """Outputs of all rows: several batches are on their way while the next one is made."""
+    scores = _Joined(_wanted(model, spec), rows)
     with _Window(pool, scores, report) as window:
-        for batch in split(len(rows), _rows_per_request(model, spec, rows, pool)):
+        for batch in batches:
             with report.stage("features"):
-                block = rows.features(batch)
+                block = rows.features(batch.which)
             with report.stage("encode"):
-                tensors = rows.tensors(block)
-                request = Request(spec.name, spec.version, tensors, scores.names, batch.stop - batch.start)
+                tensors = rows.tensors(block, batch.lengths)
+                request = Request(spec.name, spec.version, tensors, scores.names, batch.n_rows)
             with report.stage("submit"):
                 call = pool.submit(request, spec, (model.name, model.version))
             report.sent_nbytes += sum(t.nbytes for t in tensors.values())
             window.add(batch, call)
-    with report.stage("unflatten"):
-        return unflatten(_named(scores.arrays, model), rows.layout), report
-
-
-def split(n_rows: int, rows_per_request: int) -> Iterator[slice]:
-    """Row ranges of the batches; none for no rows, and the last one as short as it is."""
-    for start in range(0, n_rows, rows_per_request):
-        yield slice(start, min(start + rows_per_request, n_rows))
+    return scores
 
 
 class _Window:
     """The batches of one call that are on their way, in order."""
 
     def __init__(self, pool: Pool, scores: _Joined, report: Report) -> None:
-        self._calls: deque[tuple[slice, Call]] = deque()
+        self._calls: deque[tuple[Batch, Call]] = deque()
         self._most = pool.settings.window * len(pool.settings.servers)
         self._scores = scores
         self._report = report
@@ -194,7 +228,7 @@ class _Window:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, batch: slice, call: Call) -> None:
+    def add(self, batch: Batch, call: Call) -> None:
         """One more; answers that are there are taken, and waited for when too many are not."""
         self._calls.append((batch, call))
         while self._calls and (self._calls[0][1].done() or len(self._calls) > self._most):
@@ -224,24 +258,30 @@ class _Window:
 
 
 class _Joined:
-    """Outputs of all rows, filled batch by batch."""
+    """Outputs of all rows, filled batch by batch, in any order."""
 
-    def __init__(self, wanted: tuple[TensorSpec, ...], n_rows: int) -> None:
-        self._n_rows = n_rows
+    def __init__(self, wanted: tuple[TensorSpec, ...], rows: Rows) -> None:
+        self._n_rows = len(rows)
         self.names = tuple(t.name for t in wanted)
         # Open dimensions are known with the first answer; without rows they stay zero long.
         self.arrays: dict[str, Array] = {
-            t.name: np.empty((n_rows, *(0 if d == ANY else d for d in t.shape)), t.dtype) for t in wanted
+            t.name: np.empty((self._n_rows, *(0 if d == ANY else d for d in t.shape)), t.dtype)
+            for t in wanted
         }
         self._filled = 0
 
-    def join(self, batch: slice, response: Response) -> None:
+    def join(self, batch: Batch, response: Response) -> None:
         """Rows of one batch."""
         for name in self.names:
             values = response.outputs[name]
-            if self._filled == 0 and self.arrays[name].shape[1:] != values.shape[1:]:
+            if self.arrays[name].shape[1:] != values.shape[1:]:
+                if self._filled:
+                    raise ResponseError(
+                        f"output {name!r} has rows of shape {list(values.shape[1:])} after some of "
+                        f"{list(self.arrays[name].shape[1:])}: the shape must not depend on the length of the inputs"
+                    )
                 self.arrays[name] = np.empty((self._n_rows, *values.shape[1:]), values.dtype)
-            self.arrays[name][batch] = values
+            self.arrays[name][batch.which] = values
         self._filled += 1
 
 
@@ -272,12 +312,6 @@ def _wanted(model: Model, spec: ModelSpec) -> tuple[TensorSpec, ...]:
             f"{'; '.join(map(str, wanted))}; name each class of one output (choose it with outputs=[...])"
         )
     return wanted
-
-
-def _rows_per_request(model: Model, spec: ModelSpec, rows: Rows, pool: Pool) -> int:
-    """Rows that fit the model's batch and the largest message."""
-    limit = min(spec.max_batch_size, model.batch_size or spec.max_batch_size)
-    return max(1, min(limit, pool.settings.batch_nbytes // max(rows.row_nbytes, 1)))
 
 
 def _named(arrays: dict[str, Array], model: Model) -> Array | dict[str, Array]:

@@ -33,7 +33,9 @@ class Report:
     rows, requests, retries : int
         Rows scored, requests sent with all their attempts, attempts beyond the first.
     sent_nbytes : int
-        Bytes of the messages, each counted once.
+        Bytes of the messages' tensors, each counted once.
+    useful_nbytes : int
+        Bytes of the rows' own values in the model's dtypes; the rest of ``sent_nbytes`` is padding.
     endpoints : Counter of str
         Requests answered by each address.
     model, model_version, config_digest : str
@@ -46,6 +48,7 @@ class Report:
     requests: int = 0
     retries: int = 0
     sent_nbytes: int = 0
+    useful_nbytes: int = 0
     endpoints: Counter[str] = field(default_factory=Counter)
     model: str = ""
     model_version: str = ""
@@ -67,7 +70,7 @@ class Report:
         total = cls()
         names: dict[str, set[str]] = {"model": set(), "model_version": set(), "config_digest": set()}
         for report in reports:
-            for count in ("rows", "requests", "retries", "sent_nbytes"):
+            for count in ("rows", "requests", "retries", "sent_nbytes", "useful_nbytes"):
                 setattr(total, count, getattr(total, count) + getattr(report, count))
             total.endpoints.update(report.endpoints)
             for stage, seconds in report.stages_s.items():

@@ -23,7 +23,8 @@ from daskonic.errors import (
     SpecError,
     UnavailableError,
 )
-from daskonic.model import _score, split
+from daskonic.features import split
+from daskonic.model import _score
 from daskonic.pool import Pool
 from daskonic.tensors import ModelSpec, TensorSpec
 from daskonic.transport.memory import MemoryTransport

@@ -103,6 +103,11 @@ class Features:
         """SHA-256 of the data configuration and of the options; empty for a function."""
         return self._maker.digest if isinstance(self._maker, VariableFeatures) else ""
 
+    @property
+    def identity(self) -> str:
+        """Tells features apart within one process: the digest, or for a function its code."""
+        return self._maker.digest if isinstance(self._maker, VariableFeatures) else self._maker.identity
+
     def fields(
         self, jet: Collection[str], constituents: Collection[str], spec: ModelSpec | None = None
     ) -> tuple[frozenset[str], frozenset[str]]:

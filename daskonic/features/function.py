@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import awkward as ak
 import numpy as np
 
 from daskonic.errors import SpecError
-from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, Variable
-from daskonic.ragged import Layout, content, depth_of, flatten
+from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, Variable, shared
+from daskonic.ragged import Counts, Layout, content, depth_of, flatten
 from daskonic.tensors import ANY, ModelSpec, TensorSpec
 
 __all__ = ["FunctionFeatures"]
@@ -26,6 +28,11 @@ class FunctionFeatures:
 
     def __str__(self) -> str:
         return getattr(self.function, "__qualname__", repr(self.function))
+
+    @property
+    def identity(self) -> str:
+        """Name and code; a function that is unpickled again has the same."""
+        return repr((getattr(self.function, "__module__", ""), str(self), _code(self.function)))
 
     def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
         """Call the function and compare names with the model's."""
@@ -66,6 +73,7 @@ class _FunctionInputs:
         columns: dict[str, Column] = {}
         plans: list[Plan] = []
         layouts: list[tuple[str, Layout]] = []
+        known: list[Counts] = []
         for tensor in self.spec.inputs:
             value = self.made[tensor.name]
             stacked = isinstance(value, list | tuple)
@@ -73,7 +81,10 @@ class _FunctionInputs:
             rank = len(tensor.shape) - stacked
             names = [f"{tensor.name}[{i}]" if stacked else tensor.name for i in range(len(arrays))]
             for name, array in zip(names, arrays, strict=True):
-                columns[name], layout = _column(name, array, rank, tensor)
+                column, layout = _column(name, array, rank, tensor)
+                columns[name] = Column(
+                    column.values, None if column.counts is None else shared(column.counts, known)
+                )
                 layouts.append((name, layout))
             plans.append(
                 _plan(tensor, [(n, columns[n]) for n in names], self.pad.get(tensor.name), stacked=stacked)
@@ -99,6 +110,15 @@ class _FunctionInputs:
                     "other lists; select objects before they are scored, not in the features"
                 )
         return first
+
+
+def _code(function: Any) -> Any:
+    """What a Python function does, without addresses."""
+    code = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
+    if code is None:
+        return None
+    constants = [_code(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def _column(name: str, array: Any, rank: int, tensor: TensorSpec) -> tuple[Column, Layout]:
@@ -153,7 +173,8 @@ def _plan(tensor: TensorSpec, columns: list[tuple[str, Column]], pad: Pad | None
     if not _fits(tensor, shape):
         raise SpecError(f"rows of input {tensor.name} have shape {list(shape)}; the model takes {tensor}")
     variables = tuple(Variable(name, pad_value=pad.value if pad else 0.0) for name, _ in columns)
-    return Plan(tensor.name, tensor.dtype, shape, variables, pad, stacked)
+    plan = Plan(tensor.name, tensor.dtype, shape, variables, pad, stacked)
+    return dataclasses.replace(plan, any_length=pad is not None and tensor.shape[plan.axis] == ANY)
 
 
 def _padded_shape(

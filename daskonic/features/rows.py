@@ -1,13 +1,13 @@
 """Flat columns of all rows, and batches of tensors made from them.
 
 A :class:`Rows` holds references to flat columns. A batch is made in two steps, both on a piece that fits
-the processor's cache: :meth:`Rows.features` evaluates the formulas, :meth:`Rows.tensors`
-standardises, pads and casts. Nothing padded exists for more than one batch.
+the processor's cache: :meth:`Rows.features` gathers the rows and evaluates the formulas,
+:meth:`Rows.tensors` standardises, pads and casts. Nothing padded exists for more than one batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from daskonic.errors import ConfigError, InputError
+from daskonic.features.buckets import Batch, Buckets, Ragged, Shape, Which, split
 from daskonic.features.formula import Formula, evaluate_flat
-from daskonic.ragged import Counts, Layout, pad
+from daskonic.ragged import Counts, Layout, pad, unflatten
 from daskonic.tensors import ANY, Array
 
-__all__ = ["Block", "Column", "Inputs", "Pad", "Plan", "Rows", "Variable", "evaluate"]
+__all__ = ["Block", "Column", "Inputs", "Pad", "Plan", "Rows", "Variable", "evaluate", "shared"]
 
 PAD_MODES = ("constant", "wrap")
+
+NO_LENGTHS: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,8 @@ class Plan:
         None for columns that are not jagged.
     stacked : bool
         Whether the columns are channels; otherwise there is one, which is the tensor.
+    any_length : bool
+        Whether the model takes rows of any length, so that they can be sent shorter than ``shape``.
     """
 
     name: str
@@ -91,6 +96,18 @@ class Plan:
     variables: tuple[Variable, ...]
     pad: Pad | None
     stacked: bool
+    any_length: bool = False
+
+    @property
+    def axis(self) -> int:
+        """The dimension of ``shape`` that is padded."""
+        return int(self.stacked and self.pad is not None and self.pad.channels == "first")
+
+    @property
+    def item_nbytes(self) -> int:
+        """Bytes of one item of one row, all channels together."""
+        rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
+        return self.dtype.itemsize * int(np.prod(rest))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -112,7 +129,8 @@ class Column:
 class Block:
     """Columns of one batch."""
 
-    batch: slice
+    which: Which
+    n_rows: int
     columns: dict[str, Column]
 
 
@@ -130,6 +148,8 @@ class Rows:
     plans : tuple of Plan
     nan_to_zero : bool
         Whether NaN becomes 0 as in weaver, or is an error.
+    numbers : array of int64, [n_rows], or None
+        Which rows of the layout these are; None if all of them, in order.
     """
 
     layout: Layout
@@ -137,48 +157,127 @@ class Rows:
     steps: tuple[Formula, ...]
     plans: tuple[Plan, ...]
     nan_to_zero: bool = False
+    numbers: Counts | None = None
     _offsets: dict[int, Counts] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return self.layout.n_rows
+        return self.layout.n_rows if self.numbers is None else len(self.numbers)
 
     @property
     def row_nbytes(self) -> int:
         """Bytes of one row in a message; of the longest where the length is open."""
-        return sum(plan.dtype.itemsize * int(np.prod(self._shape(plan, self.columns))) for plan in self.plans)
+        return sum(
+            plan.dtype.itemsize * int(np.prod(self._shape(plan, self.columns, {}))) for plan in self.plans
+        )
 
-    def features(self, batch: slice) -> Block:
-        """Variables of one batch, still flat."""
-        counts: dict[int, Counts] = {}
-        columns = {name: self._piece(column, batch, counts) for name, column in self.columns.items()}
+    @property
+    def useful_nbytes(self) -> int:
+        """Bytes of all rows without any padding, in the model's dtypes."""
+        if not len(self):
+            return 0
+        total, items = 0, dict[tuple[int, int], int]()
+        for plan in self.plans:
+            if plan.pad is None:
+                total += len(self) * plan.dtype.itemsize * int(np.prod(plan.shape))
+                continue
+            for counts in self._counts(plan):
+                key = id(counts), plan.shape[plan.axis]
+                if key not in items:
+                    items[key] = int(_cut(counts, key[1]).sum())
+                total += items[key] * plan.item_nbytes // (len(plan.variables) if plan.stacked else 1)
+        return total
+
+    def buckets(self) -> Buckets | None:
+        """Rows by their lengths; None if the model takes no other length than it gets in full."""
+        plans: dict[tuple[int, ...], list[Plan]] = {}
+        lengths: dict[tuple[int, ...], Counts] = {}
+        for plan in self.plans:
+            if plan.any_length and plan.pad is not None and len(self):
+                counts = self._counts(plan)
+                key = tuple(sorted({id(c) for c in counts}))
+                plans.setdefault(key, []).append(plan)
+                lengths.setdefault(key, np.maximum.reduce(counts) if len(key) > 1 else counts[0])
+        groups = [
+            Ragged.of(lengths[key], [(p.name, _length(p), p.item_nbytes) for p in plans[key]])
+            for key in plans
+        ]
+        return (
+            Buckets(groups, self._fixed_nbytes({p.name for key in plans for p in plans[key]}))
+            if groups
+            else None
+        )
+
+    def split(
+        self, max_rows: int, max_nbytes: int, buckets: Buckets | None = None, floor: Shape | None = None
+    ) -> Iterator[Batch]:
+        """Batches within both limits: rows in order, or those of similar length together.
+
+        Parameters
+        ----------
+        max_rows, max_nbytes : int
+            Of one request.
+        buckets : Buckets, optional
+            Rows by length; without them each is padded to the full length.
+        floor : Shape, optional
+            Rows of this and smaller shapes are padded to the full length all the same.
+        """
+        if buckets is not None:
+            return buckets.batches(max_rows, max_nbytes, floor)
+        limit = max(1, min(max_rows, max_nbytes // max(self.row_nbytes, 1)))
+        return (Batch(which, which.stop - which.start) for which in split(len(self), limit))
+
+    def take(self, numbers: Counts) -> Rows:
+        """Some of the rows, in the order given."""
+        pieces: dict[int, tuple[Counts, Counts]] = {}
+        columns = {name: self._piece(column, numbers, pieces) for name, column in self.columns.items()}
+        return Rows(self.layout, columns, self.steps, self.plans, self.nan_to_zero, numbers)
+
+    def unflatten(self, values: Array | Mapping[str, Array], outputs: Sequence[str]) -> Any:  # noqa: ARG002
+        """The nesting back around the rows; ``outputs`` are the names of the model's outputs."""
+        return unflatten(values, self.layout)
+
+    def offsets(self, output: str) -> None:  # noqa: ARG002
+        """Every output has one entry for each row."""
+        return
+
+    def features(self, which: Which) -> Block:
+        """Variables of the rows of one batch, still flat."""
+        pieces: dict[int, tuple[Counts, Counts]] = {}
+        columns = {name: self._piece(column, which, pieces) for name, column in self.columns.items()}
         for formula in self.steps:
             columns[formula.name] = evaluate(formula, columns)
-        return Block(batch, columns)
+        n_rows = which.stop - which.start if isinstance(which, slice) else len(which)
+        return Block(which, n_rows, columns)
 
-    def tensors(self, block: Block) -> dict[str, Array]:
+    def tensors(self, block: Block, lengths: Mapping[str, int] = NO_LENGTHS) -> dict[str, Array]:
         """Inputs of one batch: C-contiguous, in the model's shapes and dtypes.
+
+        Parameters
+        ----------
+        block : Block
+        lengths : mapping of str to int
+            Length that the rows of an input are padded to, where it is not the one of the plan.
 
         Raises
         ------
         InputError
             A value that is not finite, or an integer the model's dtype cannot hold.
         """
-        return {plan.name: self._tensor(plan, block) for plan in self.plans}
+        return {plan.name: self._tensor(plan, block, lengths) for plan in self.plans}
 
-    def _tensor(self, plan: Plan, block: Block) -> Array:
+    def _tensor(self, plan: Plan, block: Block, lengths: Mapping[str, int]) -> Array:
         """One input of one batch."""
-        n_rows = block.batch.stop - block.batch.start
         values = [self._ready(v, plan, block) for v in plan.variables]
         if plan.pad is None:
             return np.stack(values, axis=1) if plan.stacked else np.ascontiguousarray(values[0])
-        out = np.empty((n_rows, *self._shape(plan, block.columns)), plan.dtype)
+        out = np.empty((block.n_rows, *self._shape(plan, block.columns, lengths)), plan.dtype)
         channels = plan.pad.channels if plan.stacked else "none"
         counts = [block.columns[v.name].counts for v in plan.variables]
         for which in _groups(counts):
             common = counts[which[0]]
             pad(
                 [values[i] for i in which],
-                np.ones(n_rows, np.int64) if common is None else common,
+                np.ones(block.n_rows, np.int64) if common is None else common,
                 _planes(out, which, channels),
                 plan.pad.mode,
                 [plan.variables[i].pad_value for i in which],
@@ -210,12 +309,12 @@ class Rows:
         in_block = item // (bad.size // len(bad))
         if counts is not None:
             in_block = int(np.searchsorted(np.cumsum(counts), in_block, side="right"))
-        row = block.batch.start + in_block
+        row = self._number(block.which, in_block)
         position = ", ".join(map(str, self.layout.position(row)))
         value = values.reshape(-1)[item]
         raise InputError(
             f"variable {variable.name!r} (input {plan.name!r}) is not finite in {plan.dtype.name} for {int(bad.sum())} "
-            f"values in rows {block.batch.start} to {block.batch.stop - 1}, the first {value} in row {row} "
+            f"values in {self._told(block)}, the first {value} in row {row} "
             f"(index {position}); mend the input"
             + (
                 ", or let NaN become 0 as weaver does: Features.from_weaver(..., nan='zero')"
@@ -224,8 +323,24 @@ class Rows:
             )
         )
 
-    def _shape(self, plan: Plan, columns: Mapping[str, Column]) -> tuple[int, ...]:
-        """Shape of one row, the open length set to the longest of ``columns``."""
+    def _told(self, block: Block) -> str:
+        """The rows of a batch, for a message."""
+        if isinstance(block.which, slice) and self.numbers is None:
+            return f"rows {block.which.start} to {block.which.stop - 1}"
+        return f"{block.n_rows} rows of similar length"
+
+    def _number(self, which: Which, in_block: int) -> int:
+        """Number in the layout of a row of a batch."""
+        row = which.start + in_block if isinstance(which, slice) else int(which[in_block])
+        return row if self.numbers is None else int(self.numbers[row])
+
+    def _shape(
+        self, plan: Plan, columns: Mapping[str, Column], lengths: Mapping[str, int]
+    ) -> tuple[int, ...]:
+        """Shape of one row, the length as told, or if it is open, that of the longest of ``columns``."""
+        length = lengths.get(plan.name)
+        if length is not None:
+            return (*plan.shape[: plan.axis], length, *plan.shape[plan.axis + 1 :])
         if ANY not in plan.shape:
             return plan.shape
         longest = 1
@@ -235,16 +350,64 @@ class Rows:
                 longest = max(longest, int(column.counts.max()))
         return tuple(longest if d == ANY else d for d in plan.shape)
 
-    def _piece(self, column: Column, batch: slice, pieces: dict[int, Counts]) -> Column:
-        """The rows of one batch; views, and one array of counts for all columns that share theirs."""
+    def _fixed_nbytes(self, ragged: set[str]) -> int:
+        """Bytes of one row in the inputs that are always sent in full."""
+        shapes = {p.name: self._shape(p, self.columns, {}) for p in self.plans if p.name not in ragged}
+        return sum(p.dtype.itemsize * int(np.prod(shapes[p.name])) for p in self.plans if p.name in shapes)
+
+    def _counts(self, plan: Plan) -> list[Counts]:
+        """Items of each row in each variable of an input; formulas have those of their arguments."""
+        known = {name: column.counts for name, column in self.columns.items()}
+        for formula in self.steps:
+            jagged = (known[name] for name in formula.arguments)
+            known[formula.name] = next((c for c in jagged if c is not None), None)
+        ones = np.ones(len(self), np.int64)
+        counts = (known[v.name] for v in plan.variables)
+        return [ones if c is None else c for c in counts]
+
+    def _piece(self, column: Column, which: Which, pieces: dict[int, tuple[Counts, Counts]]) -> Column:
+        """Some rows; one array of counts, and of indices, for all columns that share their counts.
+
+        A range of rows is a view. Other rows are gathered by one flat index, batch by batch, so that
+        no column is ever copied as a whole.
+        """
         if column.counts is None:
-            return Column(column.values[batch])
+            return Column(column.values[which])
         key = id(column.counts)
         if key not in self._offsets:
             self._offsets[key] = np.concatenate([[0], np.cumsum(column.counts)])
         offsets = self._offsets[key]
-        counts = pieces.setdefault(key, column.counts[batch])
-        return Column(column.values[offsets[batch.start] : offsets[batch.stop]], counts)
+        if isinstance(which, slice):
+            counts, _ = pieces.setdefault(key, (column.counts[which], offsets))
+            return Column(column.values[offsets[which.start] : offsets[which.stop]], counts)
+        if key not in pieces:
+            counts = column.counts[which]
+            ends = np.cumsum(counts)
+            index = np.repeat(offsets[which] - ends + counts, counts)
+            index += np.arange(len(index))
+            pieces[key] = counts, index
+        counts, index = pieces[key]
+        return Column(column.values.take(index, axis=0), counts)
+
+
+def _length(plan: Plan) -> int | None:
+    """Full length of an input's rows; None if the longest decides."""
+    length = plan.shape[plan.axis]
+    return None if length == ANY else length
+
+
+def _cut(counts: Counts, length: int) -> Counts:
+    """Items of each row that fit."""
+    return counts if length == ANY else np.minimum(counts, length)
+
+
+def shared(counts: Counts, known: list[Counts]) -> Counts:
+    """An equal array that is known already, so that its columns are gathered and padded together."""
+    for other in known:
+        if np.array_equal(other, counts):
+            return other
+    known.append(counts)
+    return counts
 
 
 def _groups(counts: Sequence[Counts | None]) -> list[list[int]]:

@@ -14,10 +14,10 @@ import numpy as np
 from daskonic.errors import SpecError
 from daskonic.features.formula import Formula, evaluate_whole
 from daskonic.features.jets import CONSTITUENTS, Location, Names, Program, order
-from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, evaluate
+from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, evaluate, shared
 from daskonic.features.weaver import WeaverConfig, WeaverInput
 from daskonic.ragged import Counts, content, depth_of, flatten
-from daskonic.tensors import ModelSpec, TensorSpec
+from daskonic.tensors import ANY, ModelSpec, TensorSpec
 
 __all__ = ["VariableFeatures"]
 
@@ -108,7 +108,8 @@ class VariableFeatures:
                 f"features {self.config.path}: variables are float32; model {spec.name!r} takes {tensor}"
             )
         pad = None if source.length is None else Pad(source.length, source.pad_mode)
-        return Plan(tensor.name, tensor.dtype, shape, source.variables, pad, stacked)
+        any_length = pad is not None and tensor.shape[1] == ANY
+        return Plan(tensor.name, tensor.dtype, shape, source.variables, pad, stacked, any_length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,17 +164,8 @@ def _columns(jets: Any, fields: Mapping[str, Location]) -> dict[str, Column]:
             )
             continue
         values, counts = content(jets[location.field], location.field)
-        columns[name] = Column(values, None if counts is None else _shared(counts, known))
+        columns[name] = Column(values, None if counts is None else shared(counts, known))
     return columns
-
-
-def _shared(counts: Counts, known: list[Counts]) -> Counts:
-    """An equal array that is known already, so that columns are padded together."""
-    for other in known:
-        if np.array_equal(other, counts):
-            return other
-    known.append(counts)
-    return counts
 
 
 def _before_batches(steps: tuple[Formula, ...]) -> set[str]:
@@ -210,7 +202,7 @@ def _evaluate_whole(formula: Formula, columns: Mapping[str, Column]) -> Column:
         values,
         None
         if counts is None
-        else _shared(counts, [c.counts for c in columns.values() if c.counts is not None]),
+        else shared(counts, [c.counts for c in columns.values() if c.counts is not None]),
     )
 
 
