@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 import daskonic as dk
 from daskonic import errors
 from daskonic.tensors import Request
-from daskonic.transport import shm
+from daskonic.transport import region, shm
 from daskonic.transport.grpc import GrpcTransport
 from daskonic.transport.shm import SharedMessage
 
@@ -47,7 +47,7 @@ def registered(transport):
 
 def files():
     """Our files in /dev/shm."""
-    return [name for name in os.listdir("/dev/shm") if shm.NAME.fullmatch(name)]
+    return [name for name in os.listdir("/dev/shm") if region.NAME.fullmatch(name)]
 
 
 @pytest.fixture
@@ -133,20 +133,20 @@ def test_never_means_never(triton):
 
 def test_a_server_without_shared_memory_gets_the_wire(triton, monkeypatch, caplog):
     """A server that cannot see our memory, as one behind a tunnel: the wire, and one line that says so."""
-    monkeypatch.setattr(shm, "FOLDER", Path("/tmp"))  # where no server looks
+    monkeypatch.setattr(region, "FOLDER", Path("/tmp"))  # where no server looks
     transport = GrpcTransport(triton.address)
     with caplog.at_level(logging.INFO, logger="daskonic"):
         for seed in range(3):
             np.testing.assert_array_equal(infer(transport, request(numbers(seed)))["Y"], numbers(seed))
     assert [r.levelname for r in caplog.records if "over the wire" in r.message] == ["INFO"]
-    assert not [name for name in os.listdir("/tmp") if shm.NAME.fullmatch(name)]
+    assert not [name for name in os.listdir("/tmp") if region.NAME.fullmatch(name)]
     transport.close()
 
 
 def test_full_shared_memory_gets_the_wire(triton, monkeypatch):
     """No room in /dev/shm is no error, and not a SIGBUS when the region is written."""
     monkeypatch.setattr(
-        shm.os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        region.os, "posix_fallocate", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
     )
     transport = GrpcTransport(triton.address)
     np.testing.assert_array_equal(infer(transport, request(numbers(1)))["Y"], numbers(1))
@@ -224,13 +224,13 @@ CLIENT = """
 import os, sys, numpy as np
 from daskonic.tensors import Request
 from daskonic.transport.grpc import GrpcTransport
-from daskonic.transport import shm
+from daskonic.transport import region, shm
 transport = GrpcTransport(sys.argv[1])
 x = np.ones((2000, 128), np.float32)
 transport.submit(transport.encode(Request("identity", "1", {"X": x[:1000]}, ("Y",), 1000)), 20).result()
 reply = transport.submit(transport.encode(Request("sleep", "1", {"X": x[:1000]}, ("Y",), 1000)), 20)
-hide, shm.Region.hide = shm.Region.hide, lambda region: None
-region = shm.Region(1 << 20)  # as if killed before the server had mapped it
+region.Region.hide = lambda region: None
+left = region.Region(1 << 20)  # as if killed before the server had mapped it
 print("ready", flush=True)
 sys.stdin.read()
 """
@@ -261,14 +261,14 @@ def test_a_killed_client_leaves_nothing(triton, transport):
 def test_whose_a_name_is():
     """A live process's region is not stale, a dead one's is; of another PID namespace nothing is known."""
     with subprocess.Popen(["sleep", "60"]) as other:
-        start = shm._start_time(other.pid)
-        there = f"daskonic.{shm._namespace()}.{other.pid}.{start}.0.00000000"
-        assert not shm.is_stale(there)
-        assert shm.is_stale(there.replace(f".{start}.", ".1."))
-        assert not shm.is_stale(there.replace(shm._namespace(), "1"))
+        start = region._start_time(other.pid)
+        there = f"daskonic.{region._namespace()}.{other.pid}.{start}.0.00000000"
+        assert not region.is_stale(there)
+        assert region.is_stale(there.replace(f".{start}.", ".1."))
+        assert not region.is_stale(there.replace(region._namespace(), "1"))
         other.kill()
-    assert shm.is_stale(there)
-    assert not shm.is_stale("daskonic-0123456789abcdef_1")
+    assert region.is_stale(there)
+    assert not region.is_stale("daskonic-0123456789abcdef_1")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ class TestGrpc(Conformance):
 
     def test_http_port_is_explained(self, triton):
         """Triton's HTTP port is not taken for a gRPC one."""
-        with pytest.raises(errors.ServerError, match=r"no connection|does not speak gRPC"):
+        with pytest.raises(errors.ServerError, match=r"not a gRPC port|does not speak gRPC"):
             GrpcTransport(triton.http_address.removeprefix("http://")).model_spec("identity", "", 5)
 
 

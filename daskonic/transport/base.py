@@ -29,7 +29,8 @@ class Reply(Protocol):
 class Transport(Protocol):
     """One endpoint in one protocol. Safe to use from several threads.
 
-    Every error leaves as a :class:`~daskonic.errors.DaskonicError`; nothing is tried twice here.
+    Every error leaves as a :class:`~daskonic.errors.DaskonicError`. Nothing is tried twice here but what
+    the pool could not know better: a token that has just been renewed, shared memory that a server forgot.
     """
 
     address: str
@@ -38,13 +39,13 @@ class Transport(Protocol):
         """What the endpoint says of a model; version ``""`` means the one it prefers."""
 
     def encode(self, request: Request) -> Any:
-        """The message of one batch."""
+        """The message of one batch, for this endpoint; the arrays stay as they are until it is answered."""
 
     def submit(self, message: Any, timeout_s: float) -> Reply:
-        """Send a message; returns at once."""
+        """Send a message, once; returns at once."""
 
     def decode(self, answer: Any) -> Response:
-        """The outputs in a raw answer."""
+        """The outputs in a raw answer: views that stay valid, and unchanged, while somebody holds them."""
 
     def close(self) -> None:
         """Drop the connection; requests under way fail."""

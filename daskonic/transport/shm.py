@@ -20,103 +20,33 @@ What keeps a crash from leaving anything behind:
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
-import mmap
-import os
 import re
 import socket
 import threading
 import time
-import uuid
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 
 from daskonic.errors import DaskonicError, DeadlineError, ServerError, UnavailableError
 from daskonic.tensors import Request
-from daskonic.transport.message import header
+from daskonic.transport.region import Region, aligned, disown, has_shared_memory, is_stale, remove_stale_files
 
-__all__ = [
-    "SMALLEST_NBYTES",
-    "Region",
-    "Regions",
-    "SharedMessage",
-    "is_here",
-    "is_stale",
-    "remove_stale_files",
-]
+__all__ = ["SMALLEST_NBYTES", "Regions", "SharedMessage", "is_here"]
 
-# Requests of 64 kB gain nothing, 128 kB a factor 1.2, 1 MB 2.0 (benchmarks/bench_shm.py, sink model).
-SMALLEST_NBYTES = 128 * 1024
+# benchmarks/bench_shm.py, sink model: 64 and 128 kB gain nothing, 256 kB a factor 1.2, 1 MB 1.5, 8 MB 3.5.
+SMALLEST_NBYTES = 256 * 1024
 MOST_NBYTES = 512 * 2**20  # of one endpoint; what does not fit goes over the wire
 TIMEOUT_S = 2.0
 ASK_AGAIN_S = 5.0  # after a handshake that got no answer
 OLDEST_TRITON = (2, 51)
-ALIGNMENT = 64
-
-FOLDER = Path("/dev/shm")
-NAME = re.compile(r"daskonic\.(?P<namespace>\d+)\.(?P<pid>\d+)\.(?P<start>\d+)\.\d+\.[0-9a-f]{8}")
 
 Ask = Callable[[str, Any, float], Any]
 """Name of a call, request, timeout in seconds to response; raises DaskonicError."""
 
 logger = logging.getLogger(__name__)
-
-_numbers = itertools.count()
-_own: set[str] = set()  # names of this process's regions, over all transports
-
-
-class Region:
-    """Memory that a server has mapped too.
-
-    Parameters
-    ----------
-    nbytes : int
-
-    Raises
-    ------
-    OSError
-        There is not so much shared memory.
-    """
-
-    def __init__(self, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.name = _new_name()
-        self._path = FOLDER / self.name
-        _own.add(self.name)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(descriptor, 0, nbytes)  # an error now, rather than SIGBUS when written
-            mapped = mmap.mmap(descriptor, nbytes)
-        except BaseException:
-            self.hide()
-            raise
-        finally:
-            os.close(descriptor)
-        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
-
-    def hide(self) -> None:
-        """Remove the file: the server has mapped it, or never will."""
-        self._path.unlink(missing_ok=True)
-
-    def written(self, request: Request) -> bytes:
-        """Write the inputs; the message that says where they are."""
-        message = header(request)
-        offset = 0
-        for tensor, array in zip(message.inputs, request.inputs.values(), strict=True):
-            target = self._bytes[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
-            np.copyto(target, array)
-            tensor.parameters["shared_memory_region"].string_param = self.name
-            tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
-            if offset:
-                tensor.parameters["shared_memory_offset"].int64_param = offset
-            offset += _aligned(array.nbytes)
-        return message.SerializeToString()  # type: ignore[no-any-return]
 
 
 class SharedMessage:
@@ -183,7 +113,7 @@ class Regions:
         """A region for the inputs of a request, or None: then use the wire."""
         if any(array.nbytes == 0 for array in request.inputs.values()):
             return None
-        nbytes = sum(_aligned(array.nbytes) for array in request.inputs.values())
+        nbytes = sum(aligned(array.nbytes) for array in request.inputs.values())
         if nbytes < SMALLEST_NBYTES or not self._is_shared():
             return None
         size = 1 << (nbytes - 1).bit_length()
@@ -217,7 +147,7 @@ class Regions:
             if region not in self._in_use:
                 return  # noticed already
             for dropped in self._drop_all():
-                _own.discard(dropped.name)
+                disown(dropped.name)
             self._shares = None
         logger.info("%s does not know its shared memory any more (restarted?): sharing anew", self._address)
 
@@ -276,10 +206,10 @@ class Regions:
                 TIMEOUT_S,
             )
         except (UnavailableError, DeadlineError):
-            _own.discard(region.name)
+            disown(region.name)
             return None
         except ServerError as error:
-            _own.discard(region.name)
+            disown(region.name)
             self._refuse(str(error))
             return None
         finally:
@@ -289,7 +219,7 @@ class Regions:
     def _unregister(self, names: list[str]) -> None:
         """Take names out of the server; those in use are kept for the next time."""
         for i, name in enumerate(names):
-            _own.discard(name)
+            disown(name)
             try:
                 self._ask(
                     "SystemSharedMemoryUnregister",
@@ -322,7 +252,7 @@ class Regions:
 
     def _shake_hands(self) -> None:
         """Find out, and clear up after processes that are gone."""
-        if not (FOLDER.is_dir() and is_here(self._host)):
+        if not (has_shared_memory() and is_here(self._host)):
             self._shares = False
             return
         remove_stale_files()
@@ -390,61 +320,3 @@ def _can_bind(family: int, address: Any) -> bool:
         sock.bind(address)
         return True
     return False
-
-
-def is_stale(name: str) -> bool:
-    """Whether a region's name is that of a process which is gone, or of a region which is."""
-    found = NAME.fullmatch(name)
-    if found is None or found["namespace"] != _namespace():
-        return False
-    pid = int(found["pid"])
-    if pid == os.getpid():
-        return name not in _own
-    start = _start_time(pid)
-    return start != found["start"] if start else not _is_there(pid)
-
-
-def remove_stale_files() -> None:
-    """Remove what processes left that died while a server was mapping a region of theirs."""
-    with contextlib.suppress(OSError):
-        for name in os.listdir(FOLDER):
-            if is_stale(name):
-                with contextlib.suppress(OSError):
-                    (FOLDER / name).unlink()
-                    logger.info("removed /dev/shm/%s of a process that is gone", name)
-
-
-def _new_name() -> str:
-    """A name that tells whose it is, and that nobody can have by chance."""
-    pid = os.getpid()
-    return f"daskonic.{_namespace()}.{pid}.{_start_time(pid)}.{next(_numbers)}.{uuid.uuid4().hex[:8]}"
-
-
-def _namespace() -> str:
-    """The PID namespace: containers may share /dev/shm and not their process ids."""
-    return str(os.stat("/proc/self/ns/pid").st_ino)
-
-
-def _start_time(pid: int) -> str:
-    """When a process started, in clock ticks after boot; empty if there is none."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    return stat.rpartition(")")[2].split()[19]  # the name before it may hold blanks
-
-
-def _is_there(pid: int) -> bool:
-    """Whether a process exists, though /proc may not show it to us."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-def _aligned(nbytes: int) -> int:
-    """The next multiple of a cache line."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT

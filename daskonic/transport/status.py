@@ -54,8 +54,8 @@ TLS = (
     ("handshake failed", "no agreement on TLS with the server"),
 )
 CLOSED_PLAIN = (
-    "the server closes every new connection; one that speaks TLS does so when spoken to in plain text "
-    "(then write grpcs://HOST:PORT)"
+    "the server closes every new connection: not a gRPC port (Triton's HTTP port is usually 8000, gRPC 8001), or one "
+    "that speaks TLS (then write grpcs://HOST:PORT)"
 )
 CLOSED_TLS = (
     "the server closes every new TLS connection; one does so that asks for a client certificate and gets none it "
