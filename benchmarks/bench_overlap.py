@@ -40,6 +40,7 @@ from servers import Served, serve
 import daskonic as dk
 
 LENGTH = 2048  # 8 kB a row
+WIRE = {"shared_memory": "never"}  # the server stands for one elsewhere
 MODELS = ("accelerator", "instant", "local")
 CORE = threading.Lock()
 REAL_CPU = False
@@ -124,13 +125,13 @@ def clusters(address: str, args: argparse.Namespace) -> Iterator[dict[str, Clien
     options = {"dashboard_address": ":0", "processes": True}
     with ExitStack() as stack:
         ours = stack.enter_context(
-            dk.local_cluster(args.workers, servers=[address], threads_per_worker=args.threads)
+            dk.local_cluster(args.workers, servers=[address], threads_per_worker=args.threads, settings=WIRE)
         )
         users = stack.enter_context(LocalCluster(args.workers, threads_per_worker=1, **options))
         made = {"daskonic's": Client(ours), "user's, 1 thread": Client(users)}
         for client in made.values():
             stack.enter_context(client)
-        made["user's, 1 thread"].register_plugin(dk.InferencePlugin(servers=[address]))
+        made["user's, 1 thread"].register_plugin(dk.InferencePlugin(servers=[address], **WIRE))
         yield made
 
 

@@ -39,15 +39,22 @@ def print_table(rows: Sequence[Row]) -> None:
         print("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip())
 
 
-def finish(benchmark: str, args: Namespace, rows: Sequence[Row]) -> None:
-    """Print the table and the load of the machine; write JSON if that was asked for."""
-    print_table(rows)
+def finish(benchmark: str, args: Namespace, *tables: Sequence[Row]) -> None:
+    """Print each table and the load of the machine; write JSON if that was asked for."""
+    for table in tables:
+        if table:
+            print_table(table)
     load = os.getloadavg()
     print(f"load of the machine ({os.cpu_count()} cores): {load[0]:.1f} over 1 min, {load[1]:.1f} over 5 min")
     if args.json is not None:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
         machine = {"cores": os.cpu_count(), "load": list(load), "python": platform.python_version()}
-        told = {"benchmark": benchmark, "settings": settings, "machine": machine, "rows": list(rows)}
+        told = {
+            "benchmark": benchmark,
+            "settings": settings,
+            "machine": machine,
+            "rows": [row for table in tables for row in table],
+        }
         args.json.write_text(json.dumps(told, indent=1))
 
 
