@@ -178,7 +178,9 @@ def _credentials(given: object) -> tuple[bool, Credentials]:
     """Whether addresses without a scheme mean TLS, and where credentials are."""
     defaults = DEFAULTS["daskonic"]["credentials"]
     if not isinstance(given, Mapping):
-        raise ConfigError(f"daskonic.credentials is {given!r}, not a mapping; known: {', '.join(defaults)}")
+        raise ConfigError(
+            f"daskonic.credentials is of type {type(given).__name__}, not a mapping; known: {', '.join(defaults)}"
+        )
     values = defaults | {key.replace("_", "-"): value for key, value in given.items()}
     for key, value in values.items():
         if not isinstance(value, bool if isinstance(defaults[key], bool) else str | None):

@@ -132,8 +132,9 @@ class GrpcTransport:
 
         def send(content: bytes) -> Any:
             left_s = max(deadline - time.monotonic(), 0.001)
+            headers = metadata(self._credentials)
             try:
-                return infer.future(content, timeout=left_s, metadata=metadata(self._credentials))
+                return infer.future(content, timeout=left_s, metadata=headers)
             except ValueError:  # not quoted: gRPC's own text has the headers
                 closed = ServerError(f"{self.address}: the connection is closed")
             raise closed
@@ -221,8 +222,9 @@ class GrpcTransport:
     def _call(self, method: str, request: Any, timeout_s: float, *, again: bool = True) -> Any:
         """One short call with its errors translated; credentials that were refused are read again once."""
         call = getattr(self._open().stub, method)
+        headers = metadata(self._credentials)
         try:
-            return call(request, timeout=timeout_s, metadata=metadata(self._credentials))
+            return call(request, timeout=timeout_s, metadata=headers)
         except ValueError:  # not quoted: gRPC's own text has the headers
             again = False
             failure: DaskonicError = ServerError(f"{self.address}: the connection is closed")
