@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from daskonic.deploy import local_cluster as local_cluster
     from daskonic.errors import DaskonicError as DaskonicError
     from daskonic.features import Features as Features
+    from daskonic.features import Graph as Graph
     from daskonic.features import Pad as Pad
     from daskonic.model import Model as Model
     from daskonic.model import Pending as Pending
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DaskonicError": "errors",
     "Features": "features",
+    "Graph": "features",
     "InferencePlugin": "plugin",
     "LocalServer": "server",
     "Model": "model",
@@ -44,6 +46,7 @@ _HOMES = {
 __all__ = [
     "DaskonicError",
     "Features",
+    "Graph",
     "InferencePlugin",
     "LocalServer",
     "Model",

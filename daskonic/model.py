@@ -10,9 +10,11 @@ while those before them are on their way.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -20,13 +22,16 @@ import numpy as np
 from daskonic import trim as trimming
 from daskonic.config import resolve
 from daskonic.errors import ConfigError, ResponseError, SpecError
-from daskonic.features import Batch, Features, Rows
+from daskonic.features import Batch, Features, GraphRows, Rows
+from daskonic.features.buckets import Which
 from daskonic.plugin import current_pool, pool_for
 from daskonic.pool import Call, Pool
 from daskonic.report import Report
 from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
 
 __all__ = ["Model", "Pending"]
+
+NO_LIMIT = 2**31
 
 
 class Model:
@@ -169,38 +174,38 @@ def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
     with report.stage("flatten"):
         rows = inputs.flatten()
     report.rows, report.useful_nbytes = len(rows), rows.useful_nbytes
-    batches = _split(model, spec, rows, pool, report)
-    scores = _send(model, spec, rows, batches, pool, report)
+    run = _Run(model, spec, pool, report)
+    scores = _send(run, rows, _split(run, rows))
     with report.stage("unflatten"):
         return rows.unflatten(_named(scores.arrays, model), scores.names), report
 
 
-def _split(model: Model, spec: ModelSpec, rows: Rows, pool: Pool, report: Report) -> Iterator[Batch]:
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One call: what is asked of whom, and the account of it."""
+
+    model: Model
+    spec: ModelSpec
+    pool: Pool
+    report: Report
+
+
+def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
     """Batches no larger than model and message allow; of rows of similar length where that changes no score."""
-
-    def send(some: Rows, batches: Iterable[Batch]) -> _Joined:
-        return _send(model, spec, some, batches, pool, report)
-
-    max_rows = min(spec.max_batch_size, model.batch_size or spec.max_batch_size)
-    with report.stage("split"):
+    model, spec = run.model, run.spec
+    max_rows = min(n or NO_LIMIT for n in (spec.max_batch_size, model.batch_size))
+    with run.report.stage("split"):
         buckets = None if model.trim == "never" else rows.buckets()
     floor = None
-    if buckets is not None and model.trim == "auto":
-        key = (
-            f"model {spec.name!r}",
-            spec.version,
-            spec.config_digest,
-            model.outputs,
-            model.features.identity,
-        )
-        floor = trimming.floor(pool, key, rows, buckets, max_rows, send)
-    return rows.split(max_rows, pool.settings.batch_nbytes, buckets, floor)
+    if isinstance(rows, Rows) and buckets is not None and model.trim == "auto":
+        how, send = (model.features.identity, model.outputs), functools.partial(_send, run)
+        floor = trimming.floor(run.pool, spec, how, rows, buckets, max_rows, send)
+    return rows.split(max_rows, run.pool.settings.batch_nbytes, buckets, floor)
 
 
-def _send(
-    model: Model, spec: ModelSpec, rows: Rows, batches: Iterable[Batch], pool: Pool, report: Report
-) -> _Joined:
+def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch]) -> _Joined:
     """Outputs of all rows: several batches are on their way while the next one is made."""
+    model, spec, pool, report = run.model, run.spec, run.pool, run.report
     scores = _Joined(_wanted(model, spec), rows)
     with _Window(pool, scores, report) as window:
         for batch in batches:
@@ -260,41 +265,55 @@ class _Window:
 class _Joined:
     """Outputs of all rows, filled batch by batch, in any order."""
 
-    def __init__(self, wanted: tuple[TensorSpec, ...], rows: Rows) -> None:
-        self._n_rows = len(rows)
+    def __init__(self, wanted: tuple[TensorSpec, ...], rows: Rows | GraphRows) -> None:
         self.names = tuple(t.name for t in wanted)
+        self._offsets = {t.name: rows.offsets(t) for t in wanted}
         # Open dimensions are known with the first answer; without rows they stay zero long.
-        self.arrays: dict[str, Array] = {
-            t.name: np.empty((self._n_rows, *(0 if d == ANY else d for d in t.shape)), t.dtype)
-            for t in wanted
-        }
+        self.arrays: dict[str, Array] = {}
+        for tensor in wanted:
+            offsets = self._offsets[tensor.name]
+            n, shape = (len(rows), tensor.shape) if offsets is None else (offsets[-1], tensor.shape[1:])
+            self.arrays[tensor.name] = np.empty((n, *(0 if d == ANY else d for d in shape)), tensor.dtype)
         self._filled = 0
 
     def join(self, batch: Batch, response: Response) -> None:
-        """Rows of one batch."""
+        """Entries of one batch."""
         for name in self.names:
-            values = response.outputs[name]
+            values, place = response.outputs[name], self._place(name, batch)
+            if isinstance(place, slice) and len(values) != place.stop - place.start:
+                raise ResponseError(
+                    f"output {name!r} has {len(values)} entries for {batch.n_rows} rows that need {place.stop - place.start}; "
+                    "for a model of graphs: are there graphs without nodes, or is the output in the wrong list?"
+                )
             if self.arrays[name].shape[1:] != values.shape[1:]:
                 if self._filled:
                     raise ResponseError(
-                        f"output {name!r} has rows of shape {list(values.shape[1:])} after some of "
+                        f"output {name!r} has entries of shape {list(values.shape[1:])} after some of "
                         f"{list(self.arrays[name].shape[1:])}: the shape must not depend on the length of the inputs"
                     )
-                self.arrays[name] = np.empty((self._n_rows, *values.shape[1:]), values.dtype)
-            self.arrays[name][batch.which] = values
+                self.arrays[name] = np.empty((len(self.arrays[name]), *values.shape[1:]), values.dtype)
+            self.arrays[name][place] = values
         self._filled += 1
+
+    def _place(self, name: str, batch: Batch) -> Which:
+        """Where the entries of a batch go: its rows, or the items of its graphs."""
+        offsets = self._offsets[name]
+        if offsets is None or not isinstance(batch.which, slice):
+            return batch.which
+        return slice(int(offsets[batch.which.start]), int(offsets[batch.which.stop]))
 
 
 def _own_spec(model: Model, pool: Pool) -> ModelSpec:
     """The servers' description, with the batch dimension that the user declares where they do not."""
     spec = pool.spec(model.name, model.version)
-    if spec.max_batch_size > 0:
+    if spec.max_batch_size > 0 or model.features.is_graph:
         return spec
     if model.batch_size is None:
         raise SpecError(
             f"model {model.name!r} does not say that it takes batches (max_batch_size is 0 or not told), so rows of "
             "different objects cannot be put in one request safely; if the first dimension of every "
-            "tensor is the batch, say so with dk.Model(..., batch_size=N)"
+            "tensor is the batch, say so with dk.Model(..., batch_size=N); if the tensors are nodes and edges of "
+            "graphs, declare them with dk.Features(..., graph=dk.Graph(...))"
         )
     return spec.with_batch_dimension(model.batch_size)
 
@@ -306,7 +325,8 @@ def _wanted(model: Model, spec: ModelSpec) -> tuple[TensorSpec, ...]:
     if unknown:
         raise SpecError(f"model {spec.name!r} has no output {', '.join(unknown)}; it has {', '.join(names)}")
     wanted = tuple(t for t in spec.outputs if model.outputs is None or t.name in model.outputs)
-    if model.classes is not None and not (len(wanted) == 1 and wanted[0].accepts((len(model.classes),))):
+    last = [t.shape[1:] if model.features.is_graph else t.shape for t in wanted]
+    if model.classes is not None and not (len(last) == 1 and last[0] in ((len(model.classes),), (ANY,))):
         raise SpecError(
             f"{len(model.classes)} classes ({', '.join(model.classes)}) are named, but model {spec.name!r} gives "
             f"{'; '.join(map(str, wanted))}; name each class of one output (choose it with outputs=[...])"

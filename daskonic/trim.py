@@ -20,7 +20,7 @@ from daskonic.errors import InferenceError, ResponseError
 from daskonic.features.buckets import Batch, Buckets, Shape, split
 from daskonic.features.rows import Rows
 from daskonic.pool import Pool
-from daskonic.tensors import Array
+from daskonic.tensors import Array, ModelSpec
 
 __all__ = ["MODES", "floor"]
 
@@ -70,15 +70,18 @@ _seen: WeakKeyDictionary[Pool, dict[Hashable, _Seen]] = WeakKeyDictionary()
 _seen_lock = threading.Lock()
 
 
-def floor(pool: Pool, key: Hashable, rows: Rows, buckets: Buckets, max_rows: int, send: Send) -> Shape | None:
+def floor(
+    pool: Pool, spec: ModelSpec, how: Hashable, rows: Rows, buckets: Buckets, max_rows: int, send: Send
+) -> Shape | None:
     """The largest shape that may not be used, since scores would not be the same; None if all may.
 
     Parameters
     ----------
     pool : Pool
         What is found out is kept as long as the pool is: once per worker process.
-    key : hashable
-        Tells apart models, versions and features.
+    spec : ModelSpec
+    how : hashable
+        Tells apart features, and outputs that are looked at.
     rows : Rows
     buckets : Buckets
         Of these rows.
@@ -88,11 +91,12 @@ def floor(pool: Pool, key: Hashable, rows: Rows, buckets: Buckets, max_rows: int
         Scores some rows in the batches given.
     """
     with _seen_lock:
+        key = (spec.name, spec.version, spec.config_digest, how)
         seen = _seen.setdefault(pool, {}).setdefault(key, _Seen())
     with seen.lock:  # other tasks of this process would ask the same
         new = seen.unknown(buckets)
         if new:
-            _try(seen, new, rows, buckets, max_rows, send, str(key))
+            _try(seen, new, rows, buckets, max_rows, send, spec.name)
         return seen.floor
 
 
@@ -173,7 +177,7 @@ def _tell(model: str, shape: Shape, full: Shape, why: str | Exception, *, first:
     """Say once, for the user, and afterwards to the log what is not trimmed."""
     logger.log(
         logging.WARNING if first else logging.INFO,
-        "%s does not ignore padding: with rows padded to %s instead of %s, %s; rows as short as these are sent in full "
+        "model %r does not ignore padding: with rows padded to %s instead of %s, %s; rows as short as these are sent in full "
         "length (trim='always' sends them short all the same, trim='never' does not try)",
         model,
         _told(shape),

@@ -11,10 +11,11 @@ import daskonic as dk
 
 @pytest.fixture(scope="session")
 def triton(tmp_path_factory):
-    """A Triton server with small models: ``identity``, ``sum``, ``two_outputs``, ``sleep``, ``fail``, ``graph``."""
+    """A Triton server with small models, each with the name of its kind, and ``half``, an identity of FP16."""
     repository = tmp_path_factory.mktemp("models")
-    for kind in ("identity", "sum", "two_outputs", "sleep", "fail", "graph"):
+    for kind in ("identity", "sum", "two_outputs", "sleep", "fail", "graph", "graph_sum"):
         write_model(repository, kind, kind=kind)
+    write_model(repository, "half", kind="identity", dtype="FP16")
     with dk.local_server(repository) as server:
         yield server
 

@@ -15,8 +15,8 @@ import triton_python_backend_utils as pb_utils
 NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
 
 
-def array(request):
-    tensor = pb_utils.get_input_tensor_by_name(request, "X")
+def array(request, name="X"):
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
     return np.from_dlpack(tensor) if NUMPY_2 else tensor.as_numpy()
 
 
@@ -37,6 +37,8 @@ class TritonPythonModel:
         return float(self.given.get(key, default))
 
     def execute(self, requests):
+        if self.kind == "graph_sum":
+            return [pb_utils.InferenceResponse(output_tensors=self.graphs(request)) for request in requests]
         arrays = [array(request) for request in requests]
         rows = sum(len(x) for x in arrays)
         seconds = self.number("fixed_ms") / 1e3 + rows * self.number("per_item_us") / 1e6
@@ -52,6 +54,18 @@ class TritonPythonModel:
             os._exit(3)
         return [pb_utils.InferenceResponse(output_tensors=self.outputs(x)) for x in arrays]
 
+    def graphs(self, request):
+        x, edges, batch, u = (np.array(array(request, name)) for name in ("x", "edge_index", "batch", "u"))
+        total = np.zeros((batch.max(initial=-1) + 1, x.shape[1]), np.float32)
+        np.add.at(total, batch, x * u[batch])
+        received = np.zeros(len(x), np.float32)
+        np.add.at(received, edges[1], x[edges[0], 0])
+        return [
+            tensor("total", total),
+            tensor("received", received),
+            tensor("product", (x[edges[0], 0] * x[edges[1], 1])[:, None]),
+        ]
+
     def outputs(self, x):
         if self.kind == "sum":
             total = x.sum(axis=1, dtype=np.float32)
@@ -62,7 +76,7 @@ class TritonPythonModel:
         return [tensor("Y", x)]
 """
 
-KINDS = ("identity", "sum", "two_outputs", "sleep", "fail", "crash", "graph", "fails_to_load")
+KINDS = ("identity", "sum", "two_outputs", "sleep", "fail", "crash", "graph", "graph_sum", "fails_to_load")
 
 
 def write_model(
@@ -73,6 +87,7 @@ def write_model(
     max_batch_size: int = 1024,
     instances: int = 1,
     version: int = 1,
+    dtype: str = "FP32",
     **parameters: float | str,
 ) -> Path:
     """Write a model into a repository.
@@ -83,7 +98,12 @@ def write_model(
         What it does to ``X`` float32[any]: ``identity`` Y = X; ``sum`` X float32[16], Y float32[2] =
         (sum, -sum); ``two_outputs`` Y = 2 X and LENGTH int64[1]; ``sleep`` identity after
         ``seconds`` (1.0); ``fail`` raises; ``crash`` kills its process; ``graph`` identity of
-        float32[any, any] without a batch dimension; ``fails_to_load``.
+        float32[any, any] without a batch dimension; ``graph_sum`` graphs as torch_geometric has them: ``x``
+        float32[any, 2], ``edge_index`` int64[2, any], ``batch`` int64[any], ``u`` float32[any, 1]; for each graph
+        ``total`` = sum of x u, for each node ``received`` = x[:, 0] of its neighbours, for each edge ``product``;
+        ``fails_to_load``.
+    dtype : str
+        Triton's type of X and Y.
     **parameters
         ``seconds``; ``fixed_ms`` and ``per_item_us``: time every execution takes; ``touch``: a file
         to make when one begins.
@@ -93,25 +113,45 @@ def write_model(
     folder = model / str(version)
     folder.mkdir(parents=True)
     (folder / "model.py").write_text(MODEL)
-    (model / "config.pbtxt").write_text(_config(name, kind, max_batch_size, instances, parameters))
+    (model / "config.pbtxt").write_text(_config(name, kind, max_batch_size, instances, dtype, parameters))
     return model
 
 
 def _config(
-    name: str, kind: str, max_batch_size: int, instances: int, parameters: dict[str, float | str]
+    name: str,
+    kind: str,
+    max_batch_size: int,
+    instances: int,
+    dtype: str,
+    parameters: dict[str, float | str],
 ) -> str:
-    dims_x, outputs = "-1", [("Y", "TYPE_FP32", "-1")]
+    dims_x, outputs = "-1", [("Y", f"TYPE_{dtype}", "-1")]
+    inputs = None
     if kind == "sum":
         dims_x, outputs = "16", [("Y", "TYPE_FP32", "2")]
     elif kind == "two_outputs":
         outputs.append(("LENGTH", "TYPE_INT64", "1"))
     elif kind == "graph":
         dims_x, outputs, max_batch_size = "-1, -1", [("Y", "TYPE_FP32", "-1, -1")], 0
+    elif kind == "graph_sum":
+        max_batch_size = 0
+        inputs = [
+            ("x", "TYPE_FP32", "-1, 2"),
+            ("edge_index", "TYPE_INT64", "2, -1"),
+            ("batch", "TYPE_INT64", "-1"),
+            ("u", "TYPE_FP32", "-1, 1"),
+        ]
+        outputs = [
+            ("total", "TYPE_FP32", "-1, 2"),
+            ("received", "TYPE_FP32", "-1"),
+            ("product", "TYPE_FP32", "-1, 1"),
+        ]
+    inputs = inputs or [("X", f"TYPE_{dtype}", dims_x)]
     lines = [
         f'name: "{name}"',
         'backend: "python"',
         f"max_batch_size: {max_batch_size}",
-        f'input [ {{ name: "X" data_type: TYPE_FP32 dims: [ {dims_x} ] }} ]',
+        *(f'input [ {{ name: "{n}" data_type: {t} dims: [ {d} ] }} ]' for n, t, d in inputs),
         *(f'output [ {{ name: "{n}" data_type: {t} dims: [ {d} ] }} ]' for n, t, d in outputs),
         f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]",
         "version_policy { all {} }",

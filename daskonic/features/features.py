@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from daskonic.errors import ConfigError
 from daskonic.features.function import FunctionFeatures
-from daskonic.features.rows import Inputs, Pad
+from daskonic.features.graph import Graph
+from daskonic.features.graph_features import GraphFeatures
+from daskonic.features.plan import Pad
+from daskonic.features.rows import Inputs
 from daskonic.features.variables import VariableFeatures
 from daskonic.features.weaver import load
 from daskonic.tensors import ModelSpec
@@ -29,6 +32,16 @@ class Features:
         ``{"x": [deta, dphi]}`` for a model that takes ``[2, length]``.
     pad : mapping of str to Pad, optional
         For the inputs that are jagged within a row.
+    graph : Graph, optional
+        For a model without a batch dimension: which tensor has one entry for each node, edge or graph.
+        Each row is then a graph, and ``n_events * var * nodes * 5 * float32`` is right for a model that takes
+        ``[any, 5]``.
+
+    Notes
+    -----
+    Values travel in the dtype that the model declares. A model with FP16 inputs gets them in half the bytes, cast
+    here, and a value that FP16 cannot hold is an error. A model with FP32 inputs takes nothing else over
+    KServe v2, so half the bytes for it are had by exporting it with FP16 inputs and a cast inside.
 
     Examples
     --------
@@ -37,12 +50,20 @@ class Features:
     ... )
     """
 
-    def __init__(self, function: Callable[[Any], Any], pad: Mapping[str, Pad] | None = None) -> None:
+    def __init__(
+        self, function: Callable[[Any], Any], pad: Mapping[str, Pad] | None = None, graph: Graph | None = None
+    ) -> None:
         if not callable(function):
             raise ConfigError(
                 f"features need a function, not {function!r}; for a YAML, Features.from_weaver(path)"
             )
-        self._maker: FunctionFeatures | VariableFeatures = FunctionFeatures(function, dict(pad or {}))
+        if pad and graph is not None:
+            raise ConfigError(
+                "pad= is for rectangles and graph= for graphs, which are not padded; give one of them"
+            )
+        self._maker: FunctionFeatures | GraphFeatures | VariableFeatures = (
+            FunctionFeatures(function, dict(pad or {})) if graph is None else GraphFeatures(function, graph)
+        )
 
     @classmethod
     def from_weaver(
@@ -102,6 +123,11 @@ class Features:
     def digest(self) -> str:
         """SHA-256 of the data configuration and of the options; empty for a function."""
         return self._maker.digest if isinstance(self._maker, VariableFeatures) else ""
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether rows are graphs, for a model without a batch dimension."""
+        return isinstance(self._maker, GraphFeatures)
 
     @property
     def identity(self) -> str:

@@ -12,11 +12,12 @@ import awkward as ak
 import numpy as np
 
 from daskonic.errors import SpecError
-from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, Variable, shared
+from daskonic.features.plan import Column, Pad, Plan, Variable, shared
+from daskonic.features.rows import Inputs, Rows
 from daskonic.ragged import Counts, Layout, content, depth_of, flatten
 from daskonic.tensors import ANY, ModelSpec, TensorSpec
 
-__all__ = ["FunctionFeatures"]
+__all__ = ["FunctionFeatures", "code", "column", "common_layout", "named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,27 +33,12 @@ class FunctionFeatures:
     @property
     def identity(self) -> str:
         """Name and code; a function that is unpickled again has the same."""
-        return repr((getattr(self.function, "__module__", ""), str(self), _code(self.function)))
+        return repr((getattr(self.function, "__module__", ""), str(self), code(self.function)))
 
     def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
         """Call the function and compare names with the model's."""
-        made = self.function(objects)
-        if not isinstance(made, Mapping):
-            if len(spec.inputs) != 1:
-                raise SpecError(
-                    f"model {spec.name!r} has {len(spec.inputs)} inputs ({_names(spec)}); features must give a mapping "
-                    "with these names, such as dk.Features(lambda jets: {...})"
-                )
-            made = {spec.inputs[0].name: made}
-        wanted, have = {t.name for t in spec.inputs}, set(made)
-        if wanted != have:
-            raise SpecError(
-                f"features give {', '.join(sorted(map(str, have)))}; model {spec.name!r} takes {_names(spec)}: "
-                + "; ".join(
-                    [f"{name} is missing" for name in sorted(wanted - have)]
-                    + [f"{name} is none of them" for name in sorted(map(str, have - wanted))]
-                )
-            )
+        made = named(self.function, objects, spec.inputs, spec)
+        wanted = {t.name for t in spec.inputs}
         unknown = sorted(set(self.pad) - wanted)
         if unknown:
             raise SpecError(f"pad names {', '.join(unknown)}; model {spec.name!r} takes {_names(spec)}")
@@ -81,47 +67,73 @@ class _FunctionInputs:
             rank = len(tensor.shape) - stacked
             names = [f"{tensor.name}[{i}]" if stacked else tensor.name for i in range(len(arrays))]
             for name, array in zip(names, arrays, strict=True):
-                column, layout = _column(name, array, rank, tensor)
+                made, layout = column(name, array, rank, tensor)
                 columns[name] = Column(
-                    column.values, None if column.counts is None else shared(column.counts, known)
+                    made.values, None if made.counts is None else shared(made.counts, known)
                 )
                 layouts.append((name, layout))
             plans.append(
                 _plan(tensor, [(n, columns[n]) for n in names], self.pad.get(tensor.name), stacked=stacked)
             )
             columns |= _rectangles(plans[-1], columns)
-        layout = self._layout(layouts)
+        layout = common_layout(self.objects, layouts)
         return Rows(layout, columns, (), tuple(plans))
 
-    def _layout(self, layouts: list[tuple[str, Layout]]) -> Layout:
-        """The nesting that all inputs and the objects share."""
-        first_name, first = layouts[0]
-        for name, other in layouts[1:]:
-            if not first.same(other):
-                raise SpecError(
-                    f"inputs {first_name} ({first.n_rows} rows) and {name} ({other.n_rows} rows) do not nest alike"
-                )
-        depth = max(len(first.levels), len(first.shape))
-        if isinstance(self.objects, ak.Array | np.ndarray) and depth_of(self.objects) >= depth:
-            own = flatten(self.objects, depth)[1]
-            if not own.same(first):
-                raise SpecError(
-                    f"features changed the rows: {own.n_rows} in the objects, {first.n_rows} in input {first_name}, or in "
-                    "other lists; select objects before they are scored, not in the features"
-                )
-        return first
+
+def named(
+    function: Callable[[Any], Any], objects: Any, tensors: tuple[TensorSpec, ...], spec: ModelSpec
+) -> Mapping[str, Any]:
+    """What a function makes of the objects, by the names of the model's inputs and no others."""
+    made: Any = function(objects)
+    takes = "; ".join(map(str, tensors))
+    if not isinstance(made, Mapping):
+        if len(tensors) != 1:
+            raise SpecError(
+                f"model {spec.name!r} has {len(tensors)} inputs ({takes}); features must give a mapping "
+                "with these names, such as dk.Features(lambda jets: {...})"
+            )
+        made = {tensors[0].name: made}
+    wanted, have = {t.name for t in tensors}, set(made)
+    if wanted != have:
+        raise SpecError(
+            f"features give {', '.join(sorted(map(str, have)))}; model {spec.name!r} takes {takes}: "
+            + "; ".join(
+                [f"{name} is missing" for name in sorted(wanted - have)]
+                + [f"{name} is none of them" for name in sorted(map(str, have - wanted))]
+            )
+        )
+    return dict(made)
 
 
-def _code(function: Any) -> Any:
+def common_layout(objects: Any, layouts: list[tuple[str, Layout]]) -> Layout:
+    """The nesting that all inputs and the objects share."""
+    first_name, first = next(((n, x) for n, x in layouts if x.levels), layouts[0])
+    for name, other in layouts:
+        if not first.same(other):
+            raise SpecError(
+                f"inputs {first_name} ({first.n_rows} rows) and {name} ({other.n_rows} rows) do not nest alike"
+            )
+    depth = max(len(first.levels), len(first.shape))
+    if isinstance(objects, ak.Array | np.ndarray) and depth_of(objects) >= depth:
+        own = flatten(objects, depth)[1]
+        if not own.same(first):
+            raise SpecError(
+                f"features changed the rows: {own.n_rows} in the objects, {first.n_rows} in input {first_name}, or in "
+                "other lists; select objects before they are scored, not in the features"
+            )
+    return first
+
+
+def code(function: Any) -> Any:
     """What a Python function does, without addresses."""
-    code = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
-    if code is None:
+    found = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
+    if found is None:
         return None
-    constants = [_code(c) if isinstance(c, CodeType) else c for c in code.co_consts]
-    return code.co_code, code.co_names, constants
+    constants = [code(c) if isinstance(c, CodeType) else c for c in found.co_consts]
+    return found.co_code, found.co_names, constants
 
 
-def _column(name: str, array: Any, rank: int, tensor: TensorSpec) -> tuple[Column, Layout]:
+def column(name: str, array: Any, rank: int, tensor: TensorSpec) -> tuple[Column, Layout]:
     """Flat values of one array whose last ``rank`` dimensions belong to a row."""
     if not isinstance(array, ak.Array | np.ndarray):
         raise SpecError(f"input {name} is {type(array).__name__}; a NumPy or awkward array is needed")

@@ -9,129 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from daskonic.errors import ConfigError, InputError
+from daskonic.errors import InputError
 from daskonic.features.buckets import Batch, Buckets, Ragged, Shape, Which, split
 from daskonic.features.formula import Formula, evaluate_flat
+from daskonic.features.plan import Block, Column, Plan, Variable, as_dtype
 from daskonic.ragged import Counts, Layout, pad, unflatten
-from daskonic.tensors import ANY, Array
+from daskonic.tensors import ANY, Array, TensorSpec
 
-__all__ = ["Block", "Column", "Inputs", "Pad", "Plan", "Rows", "Variable", "evaluate", "shared"]
+if TYPE_CHECKING:
+    from daskonic.features.graph_rows import GraphRows
 
-PAD_MODES = ("constant", "wrap")
+__all__ = ["NO_LENGTHS", "Inputs", "Rows", "evaluate"]
 
 NO_LENGTHS: Mapping[str, int] = {}
-
-
-@dataclass(frozen=True, slots=True)
-class Pad:
-    """How rows of different lengths become a rectangle.
-
-    Parameters
-    ----------
-    length : int, optional
-        Items of each row; longer rows are cut. Default is the model's own length, or where it
-        leaves it open, the longest row of each batch.
-    mode : {"constant", "wrap"}
-        What follows the last item: ``value``, or the items again from the first.
-    value : float
-    channels : {"first", "last"}
-        Where the columns of an input that is given as a list go: ``[columns, length]`` as in
-        weaver, or ``[length, columns]``.
-    """
-
-    length: int | None = None
-    mode: str = "constant"
-    value: float = 0.0
-    channels: str = "first"
-
-    def __post_init__(self) -> None:
-        if self.length is not None and self.length < 1:
-            raise ConfigError(f"length of a Pad is {self.length}; at least 1 is needed")
-        if self.mode not in PAD_MODES:
-            raise ConfigError(f"mode of a Pad is {self.mode!r}; there are {', '.join(PAD_MODES)}")
-        if self.channels not in ("first", "last"):
-            raise ConfigError(f"channels of a Pad are {self.channels!r}; there are 'first' and 'last'")
-
-
-@dataclass(frozen=True, slots=True)
-class Variable:
-    """A column and its standardisation ``clip((x - center) * scale, low, high)``, none if no center."""
-
-    name: str
-    center: float | None = None
-    scale: float = 1.0
-    low: float = -5.0
-    high: float = 5.0
-    pad_value: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How one input tensor of the model is made.
-
-    Attributes
-    ----------
-    name : str
-        The model's name of it.
-    dtype : numpy.dtype
-    shape : tuple of int
-        Of one row; ``-1`` where the batch's longest row decides.
-    variables : tuple of Variable
-    pad : Pad or None
-        None for columns that are not jagged.
-    stacked : bool
-        Whether the columns are channels; otherwise there is one, which is the tensor.
-    any_length : bool
-        Whether the model takes rows of any length, so that they can be sent shorter than ``shape``.
-    """
-
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    variables: tuple[Variable, ...]
-    pad: Pad | None
-    stacked: bool
-    any_length: bool = False
-
-    @property
-    def axis(self) -> int:
-        """The dimension of ``shape`` that is padded."""
-        return int(self.stacked and self.pad is not None and self.pad.channels == "first")
-
-    @property
-    def item_nbytes(self) -> int:
-        """Bytes of one item of one row, all channels together."""
-        rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
-        return self.dtype.itemsize * int(np.prod(rest))
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Column:
-    """Flat values of one variable.
-
-    Attributes
-    ----------
-    values : array, [n_rows, ...], or [sum(counts), ...] if jagged
-    counts : array of int64, [n_rows], or None
-        Values in each row; None where each row has one.
-    """
-
-    values: Array
-    counts: Counts | None = None
-
-
-@dataclass(slots=True, eq=False)
-class Block:
-    """Columns of one batch."""
-
-    which: Which
-    n_rows: int
-    columns: dict[str, Column]
 
 
 @dataclass(slots=True, eq=False)
@@ -236,7 +131,7 @@ class Rows:
         """The nesting back around the rows; ``outputs`` are the names of the model's outputs."""
         return unflatten(values, self.layout)
 
-    def offsets(self, output: str) -> None:  # noqa: ARG002
+    def offsets(self, output: TensorSpec) -> None:  # noqa: ARG002
         """Every output has one entry for each row."""
         return
 
@@ -292,7 +187,11 @@ class Rows:
             scaled *= np.float32(variable.scale)
             values = np.clip(scaled, variable.low, variable.high, out=scaled)
         with np.errstate(all="ignore"):
-            cast = values if values.dtype == plan.dtype else _cast(values, variable.name, plan)
+            cast = (
+                values
+                if values.dtype == plan.dtype
+                else as_dtype(values, plan.dtype, variable.name, plan.name)
+            )
             if cast.dtype.kind == "f" and not np.isfinite(np.add.reduce(cast, axis=None)):
                 cast = self._finite(cast, values, variable, plan, block)
         return cast
@@ -401,15 +300,6 @@ def _cut(counts: Counts, length: int) -> Counts:
     return counts if length == ANY else np.minimum(counts, length)
 
 
-def shared(counts: Counts, known: list[Counts]) -> Counts:
-    """An equal array that is known already, so that its columns are gathered and padded together."""
-    for other in known:
-        if np.array_equal(other, counts):
-            return other
-    known.append(counts)
-    return counts
-
-
 def _groups(counts: Sequence[Counts | None]) -> list[list[int]]:
     """Indices of the columns that can be padded together."""
     groups: dict[int, list[int]] = {}
@@ -453,21 +343,8 @@ def _common_counts(formula: Formula, columns: Iterable[tuple[str, Column]]) -> C
     return None if first is None else first[1]
 
 
-def _cast(values: Array, what: str, plan: Plan) -> Array:
-    """To the model's dtype; an integer that would wrap around is an error."""
-    if plan.dtype.kind in "iu" and values.size:
-        limits = np.iinfo(plan.dtype)
-        low, high = int(values.min()), int(values.max())
-        if low < limits.min or high > limits.max:
-            raise InputError(
-                f"{what!r} (input {plan.name!r}) has values from {low} to {high}; the model's {plan.dtype.name} "
-                f"holds {limits.min} to {limits.max}"
-            )
-    return values.astype(plan.dtype)
-
-
 class Inputs(Protocol):
     """Named inputs, still as jagged as the objects, checked against the model."""
 
-    def flatten(self) -> Rows:
+    def flatten(self) -> Rows | GraphRows:
         """Flat columns of all rows."""

@@ -14,7 +14,8 @@ import numpy as np
 from daskonic.errors import SpecError
 from daskonic.features.formula import Formula, evaluate_whole
 from daskonic.features.jets import CONSTITUENTS, Location, Names, Program, order
-from daskonic.features.rows import Column, Inputs, Pad, Plan, Rows, evaluate, shared
+from daskonic.features.plan import Column, Pad, Plan, shared
+from daskonic.features.rows import Inputs, Rows, evaluate
 from daskonic.features.weaver import WeaverConfig, WeaverInput
 from daskonic.ragged import Counts, content, depth_of, flatten
 from daskonic.tensors import ANY, ModelSpec, TensorSpec

@@ -21,7 +21,7 @@ import yaml
 
 from daskonic.errors import SpecError
 from daskonic.features.formula import Formula, parse
-from daskonic.features.rows import PAD_MODES, Variable
+from daskonic.features.plan import PAD_MODES, Variable
 
 __all__ = ["WeaverConfig", "WeaverInput", "load"]
 
