@@ -80,8 +80,10 @@ class Settings:
     ----------
     servers : tuple of str
         gRPC targets: ``host:port``, and ``grpcs://host:port`` for those spoken to by TLS.
-    window : int
-        Requests in flight per server.
+    window : int or None
+        Requests in flight per server; None where it is found.
+    endpoints_per_worker : int
+        Servers in use at one time.
     timeout_s, attempt_timeout_s, connect_timeout_s : float
         Wall time of a request with its retries, of one attempt, of the first contact.
     batch_nbytes : int
@@ -92,7 +94,8 @@ class Settings:
     """
 
     servers: tuple[str, ...]
-    window: int
+    window: int | None
+    endpoints_per_worker: int
     timeout_s: float
     attempt_timeout_s: float
     connect_timeout_s: float
@@ -129,7 +132,8 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
         refuse_plain_secrets(address, credentials)
     return Settings(
         servers=addresses,
-        window=_count(values, "window"),
+        window=None if values["window"] is None else _count(values, "window"),
+        endpoints_per_worker=_count(values, "endpoints-per-worker"),
         timeout_s=_seconds(values, "timeout"),
         attempt_timeout_s=_seconds(values, "attempt-timeout"),
         connect_timeout_s=_seconds(values, "connect-timeout"),

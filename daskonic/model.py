@@ -226,7 +226,7 @@ class _Window:
 
     def __init__(self, pool: Pool, scores: _Joined, report: Report) -> None:
         self._calls: deque[tuple[Batch, Call]] = deque()
-        self._most = pool.settings.window * len(pool.settings.servers)
+        self._pool = pool
         self._scores = scores
         self._report = report
 
@@ -236,7 +236,7 @@ class _Window:
     def add(self, batch: Batch, call: Call) -> None:
         """One more; answers that are there are taken, and waited for when too many are not."""
         self._calls.append((batch, call))
-        while self._calls and (self._calls[0][1].done() or len(self._calls) > self._most):
+        while self._calls and (self._calls[0][1].done() or len(self._calls) > self._pool.room()):
             self._collect()
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:

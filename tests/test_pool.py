@@ -93,7 +93,7 @@ def test_window_bounds_requests_in_flight(make_pool):
 
 def test_requests_spread_over_endpoints(make_pool):
     """The least loaded endpoint is next, so three endpoints share twelve requests four each."""
-    pool = make_pool(3, delay_s=0.2)
+    pool = make_pool(3, delay_s=0.2, window=8)
     calls = [send(pool) for _ in range(12)]
     assert [e.in_flight for e in pool.stats().endpoints] == [4, 4, 4]
     for call in calls:

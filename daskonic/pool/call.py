@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from daskonic.errors import DaskonicError, DeadlineError, ModelNotFoundError, ServerError, UnavailableError
+from daskonic.pool.balancer import Permit
+from daskonic.pool.breaker import full_jitter
 from daskonic.pool.check import check_response, refuse_disagreement
-from daskonic.pool.endpoint import Endpoint, ModelKey, full_jitter
+from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.tensors import ModelSpec, Request, Response
 from daskonic.transport import Reply
 
@@ -25,6 +29,9 @@ request_logger = logging.getLogger("daskonic.requests")
 class Call:
     """One request and its attempts.
 
+    There is one attempt at a time, but for a straggler: then a second one runs beside it at another endpoint, and the
+    first answer wins. Inference has no side effects, so a request may be run twice.
+
     Attributes
     ----------
     attempts : int
@@ -33,7 +40,7 @@ class Call:
     encoded_s : float
         Time to make the messages, over all attempts.
     address : str
-        Endpoint of the last attempt.
+        Endpoint of the last attempt, and in the end of the one that answered.
     """
 
     def __init__(self, pool: Pool, request: Request, spec: ModelSpec, key: ModelKey, deadline: float) -> None:
@@ -42,74 +49,108 @@ class Call:
         self._spec = spec
         self._key = key
         self._deadline = deadline
-        self._endpoint: Endpoint | None = None
-        self._reply: Reply | None = None
+        nbytes = sum(array.nbytes for array in request.inputs.values())
+        self._kind = (key, (2 * nbytes).bit_length())
+        self._running: list[_Attempt] = []
+        self._ended = threading.Event()
         self.attempts = 0
         self.waited_s = 0.0
         self.encoded_s = 0.0
         self.address = ""
 
-    def send(self) -> None:
+    def send(self, avoid: Endpoint | None = None) -> None:
         """Get a permit and put one attempt on the wire."""
         begin = time.monotonic()
-        endpoint = self._pool.acquire(self._key, self._deadline, self._endpoint)
+        permit = self._pool.acquire(self._key, self._kind, self._deadline, avoid)
         self.waited_s += time.monotonic() - begin
-        self.attempts += 1
-        self._endpoint, self.address = endpoint, endpoint.address
-        error: DaskonicError | None = None
-        try:
-            self._verify(endpoint)
-            message = self._encode(endpoint)
-            timeout_s = min(
-                self._pool.settings.attempt_timeout_s, max(self._deadline - time.monotonic(), 0.001)
-            )
-            self._reply = endpoint.transport().submit(message, timeout_s)
-        except DaskonicError as caught:
-            error = caught
-            self._reply = _Failed(caught)
-        except BaseException:
-            self._pool.release(endpoint, None)
-            raise
-        if error is not None:
-            self._pool.release(endpoint, error)
-        else:
-            self._reply.add_done_callback(lambda reply: self._pool.release(endpoint, _error_of(reply)))
-        request_logger.debug(
-            "submit %s rows to %s, attempt %s", self._request.rows, self.address, self.attempts
-        )
-
-    def _encode(self, endpoint: Endpoint) -> Any:
-        """The message for this endpoint: what is copied, and where to, depends on how it is reached."""
-        begin = time.monotonic()
-        message = endpoint.transport().encode(self._request)
-        self.encoded_s += time.monotonic() - begin
-        return message
+        self._start(permit)
 
     def done(self) -> bool:
-        """Whether :meth:`result` would not wait for this attempt."""
-        return self._reply is not None and self._reply.done()
+        """Whether :meth:`infer` would not wait for this attempt."""
+        return any(attempt.reply.done() for attempt in self._running)
 
     def cancel(self) -> None:
         """Give up; the answer is no longer wanted."""
-        if self._reply is not None:
-            self._reply.cancel()
+        for attempt in self._running:
+            attempt.give_up()
 
     def infer(self) -> Any:
         """Wait for the raw answer, trying again elsewhere or later while that makes sense."""
         while True:
-            assert self._reply is not None
+            attempt = self._first_ended()
             try:
-                return self._reply.result()
+                answer = attempt.reply.result()
             except DaskonicError as error:
-                self._prepare_retry(error)
-            self.send()
+                self._running.remove(attempt)
+                if not self._running:
+                    self._prepare_retry(error)
+                    self.send(avoid=attempt.permit.endpoint)
+            else:
+                for other in self._running:
+                    if other is not attempt:
+                        other.give_up()
+                self._running = [attempt]
+                self.address = attempt.permit.endpoint.address
+                return answer
 
     def decode(self, answer: Any) -> Response:
         """The outputs of the answer, checked against what the model promised."""
-        assert self._endpoint is not None
-        response = self._endpoint.transport().decode(answer)
+        (attempt,) = self._running
+        response = attempt.permit.endpoint.transport().decode(answer)
         check_response(response, self._request, self._spec, self.address)
+        self._pool.ask_account(attempt.permit.endpoint, self._key)
         return response
+
+    def _start(self, permit: Permit) -> None:
+        """One attempt at the endpoint of a permit, which is given back when it ends, however it ends."""
+        endpoint = permit.endpoint
+        self.attempts += 1
+        self.address = endpoint.address
+        reply: Reply
+        try:
+            self._verify(endpoint)
+            begin = time.monotonic()
+            message = endpoint.transport().encode(self._request)
+            permit.sent_at = time.monotonic()
+            self.encoded_s += permit.sent_at - begin
+            left_s = max(self._deadline - permit.sent_at, 0.001)
+            reply = endpoint.transport().submit(message, min(self._pool.settings.attempt_timeout_s, left_s))
+        except DaskonicError as error:
+            reply = _Failed(error)
+        except BaseException:
+            self._pool.release(permit, None, given_up=True)
+            raise
+        attempt = _Attempt(permit, reply)
+        self._running.append(attempt)
+        reply.add_done_callback(lambda reply: self._end(attempt, reply))
+        request_logger.debug(
+            "submit %s rows to %s, attempt %s", self._request.rows, self.address, self.attempts
+        )
+
+    def _end(self, attempt: _Attempt, reply: Reply) -> None:
+        """On the transport's thread: free the permit, wake who waits."""
+        self._pool.release(attempt.permit, _error_of(reply), given_up=attempt.given_up)
+        self._ended.set()
+
+    def _first_ended(self) -> _Attempt:
+        """Wait for an attempt to end; a second one is started when the first takes long."""
+        alone = len(self._running) == 1
+        limit_s = self._pool.straggles_after_s(self._kind) if alone else math.inf
+        while True:
+            self._ended.clear()
+            for attempt in self._running:
+                if attempt.reply.done():
+                    return attempt
+            patience_s = self._running[0].permit.sent_at + limit_s - time.monotonic()
+            if not self._ended.wait(min(max(patience_s, 0.0), threading.TIMEOUT_MAX)):
+                limit_s = math.inf  # asked once
+                first = self._running[0].permit.endpoint
+                permit = self._pool.acquire_second(self._key, self._kind, first)
+                if permit is not None:
+                    logger.debug(
+                        "a second request of %s rows goes to %s", self._request.rows, permit.endpoint.address
+                    )
+                    self._start(permit)
 
     def _prepare_retry(self, error: DaskonicError) -> None:
         """Wait a little before another attempt, or raise ``error`` if there must be none."""
@@ -135,6 +176,22 @@ class Call:
         spec = endpoint.specs[self._key]
         assert spec is not None
         refuse_disagreement([self._spec, spec], [endpoint.address])
+
+
+class _Attempt:
+    """A request on its way to one endpoint."""
+
+    __slots__ = ("given_up", "permit", "reply")
+
+    def __init__(self, permit: Permit, reply: Reply) -> None:
+        self.permit = permit
+        self.reply = reply
+        self.given_up = False
+
+    def give_up(self) -> None:
+        """Cancel; that it fails then tells nothing of the endpoint."""
+        self.given_up = True
+        self.reply.cancel()
 
 
 class _Failed:

@@ -5,37 +5,49 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
+from daskonic.pool.breaker import Breaker
 from daskonic.pool.stats import EndpointStats
+from daskonic.pool.window import Window
 from daskonic.tensors import ModelSpec
-from daskonic.transport import Transport
+from daskonic.transport import Account, Transport
 
-__all__ = ["Endpoint", "full_jitter"]
-
-BACKOFF_FIRST_S = 0.1
-BACKOFF_LONGEST_S = 5.0
+__all__ = ["Endpoint", "ModelKey"]
 
 ModelKey = tuple[str, str]
 """Name and version as the user asked for them."""
 
 
-def full_jitter(failures: int) -> float:
-    """Seconds to wait after so many failures in a row: exponential, anywhere below the bound."""
-    return random.uniform(0.5, 1.0) * min(BACKOFF_LONGEST_S, BACKOFF_FIRST_S * 2.0 ** min(failures - 1, 10))
-
-
 class Endpoint:
-    """An address, its connection, and what is known of it."""
+    """An address, its connection, and what is known of it.
 
-    def __init__(self, address: str, connect: Callable[[str], Transport]) -> None:
+    Attributes
+    ----------
+    specs : dict
+        What it says of each model; None for a model that it does not have.
+    accounts : dict
+        What it last told of each model that it did; None where it tells nothing.
+    account_due : float
+        When it is asked again.
+    not_before : float
+        When the next request may go, where the window is smaller than 1.
+    """
+
+    def __init__(
+        self, address: str, connect: Callable[[str], Transport], window: int | None, rng: random.Random
+    ) -> None:
         self.address = address
         self._connect = connect
         self._transport: Transport | None = None
+        self.window = Window(window, rng)
+        self.breaker = Breaker(rng)
         self.in_flight = 0
+        self.not_before = 0.0
         self.requests_total = 0
         self.failures_total = 0
-        self.failures_in_a_row = 0
-        self.resting_until = 0.0
+        self.rejections_total = 0
         self.specs: dict[ModelKey, ModelSpec | None] = {}
+        self.accounts: dict[ModelKey, Account | None] = {}
+        self.account_due = 0.0
 
     def transport(self) -> Transport:
         """The connection, made at first use."""
@@ -43,34 +55,30 @@ class Endpoint:
             self._transport = self._connect(self.address)
         return self._transport
 
-    def may_serve(self, key: ModelKey, now: float, window: int) -> bool:
-        """Whether a request for this model may be sent here now."""
-        return (
-            self.resting_until <= now
-            and self.in_flight < window
-            and (key not in self.specs or self.specs[key] is not None)
-        )
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection."""
+        return self._transport is not None
 
-    def succeeded(self) -> None:
-        """An answer came: the endpoint is well."""
-        self.failures_in_a_row = 0
-        self.resting_until = 0.0
-
-    def failed(self, now: float, *, rest: bool) -> None:
-        """An attempt failed; ``rest`` keeps new requests away for a while."""
-        self.failures_total += 1
-        if rest:
-            self.failures_in_a_row += 1
-            self.resting_until = now + full_jitter(self.failures_in_a_row)
+    def has(self, key: ModelKey) -> bool:
+        """Whether the model may be here: known to be, or not asked yet."""
+        return key not in self.specs or self.specs[key] is not None
 
     def stats(self, now: float) -> EndpointStats:
         """A copy of the counters."""
         return EndpointStats(
-            self.address, self.requests_total, self.failures_total, self.in_flight, self.resting_until <= now
+            address=self.address,
+            requests_total=self.requests_total,
+            failures_total=self.failures_total,
+            rejections_total=self.rejections_total,
+            in_flight=self.in_flight,
+            window=self.window.limit,
+            connected=self.is_connected,
+            healthy=not self.breaker.is_away(now),
         )
 
     def close(self) -> None:
         """Drop the connection."""
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
+        transport, self._transport = self._transport, None
+        if transport is not None:
+            transport.close()

@@ -1,19 +1,21 @@
-"""The pool: permits, choice of endpoint, retries. One per worker process and set of servers.
+"""The pool: connections, permits, first contact. One per worker process and set of servers.
 
-gRPC multiplexes, so requests are what is bounded: each endpoint has ``window`` permits, shared by
+gRPC multiplexes, so requests are what is bounded: each endpoint has a window of permits, shared by
 all tasks of the process. A permit is given back by the transport's own thread at the moment an
 attempt ends, never by the thread that consumes the answer; a thread that waits for a permit can
-therefore not be what others wait for.
+therefore not be what others wait for. Who gets one is the policy of :mod:`daskonic.pool.balancer`.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+import os
+import platform
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
 
 from daskonic.config import Settings
@@ -24,12 +26,13 @@ from daskonic.errors import (
     ModelNotFoundError,
     ServerError,
 )
+from daskonic.pool.balancer import Balancer, Permit
 from daskonic.pool.call import Call
 from daskonic.pool.check import refuse_disagreement
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.stats import PoolStats
 from daskonic.tensors import ModelSpec, Request
-from daskonic.transport import Transport
+from daskonic.transport import Account, Transport
 from daskonic.transport.grpc import GrpcTransport
 
 __all__ = ["Pool"]
@@ -37,6 +40,7 @@ __all__ = ["Pool"]
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.2
+ACCOUNT_EVERY_S = 10.0
 
 
 class Pool:
@@ -65,7 +69,11 @@ class Pool:
             connect = functools.partial(
                 GrpcTransport, credentials=settings.credentials, shared_memory=settings.shared_memory
             )
-        self._endpoints = [Endpoint(address, connect) for address in settings.servers]
+        # Not the same part of the servers as other workers use, and after a restart not the same again: if one part
+        # is worse, nobody is stuck with it.
+        rng = random.Random(f"{platform.node()} {os.getpid()} {settings.servers}")
+        self._endpoints = [Endpoint(address, connect, settings.window, rng) for address in settings.servers]
+        self._balancer = Balancer(self._endpoints, settings.endpoints_per_worker, rng)
         self._condition = threading.Condition()
         self._contact = threading.Lock()
         self._specs: dict[ModelKey, ModelSpec] = {}
@@ -109,7 +117,12 @@ class Pool:
         """Counters and gauges."""
         with self._condition:
             now = time.monotonic()
-            return PoolStats(tuple(e.stats(now) for e in self._endpoints), self._retries_total, self._waiting)
+            return PoolStats(
+                endpoints=tuple(e.stats(now) for e in self._endpoints),
+                retries_total=self._retries_total,
+                hedges_total=self._balancer.second_total,
+                waiting=self._waiting,
+            )
 
     def close(self) -> None:
         """Close every connection; whoever waits gets an error."""
@@ -127,14 +140,14 @@ class Pool:
         """Ask every endpoint for the model until one answers."""
         deadline = time.monotonic() + self.settings.connect_timeout_s
         while True:
-            errors = [
-                self.ask(e, model, version, max(deadline - time.monotonic(), 0.1)) for e in self._endpoints
-            ]
-            specs = [e.specs[model, version] for e in self._endpoints if (model, version) in e.specs]
-            found = [s for s in specs if s is not None]
+            with self._condition:
+                asked = sorted(self._balancer.active(time.monotonic()), key=lambda e: e.address)
+            errors = [self.ask(e, model, version, max(deadline - time.monotonic(), 0.1)) for e in asked]
+            described = [(e, e.specs.get((model, version))) for e in asked]
+            found = {e.address: spec for e, spec in described if spec is not None}
             if found:
-                refuse_disagreement(found, [e.address for e in self._endpoints])
-                return found[0]
+                refuse_disagreement(list(found.values()), list(found))
+                return next(iter(found.values()))
             failures = [e for e in errors if e is not None]
             self._refuse_closed()
             if not any(e.retryable for e in failures) or time.monotonic() >= deadline:
@@ -151,54 +164,80 @@ class Pool:
         except DaskonicError as error:
             logger.warning("%s does not describe model %s: %s", endpoint.address, model, error)
             with self._condition:
-                endpoint.failed(time.monotonic(), rest=True)
+                endpoint.breaker.failed(time.monotonic())
             return error
         return None
 
     # -- permits ---------------------------------------------------------------------------------
 
-    def acquire(self, key: ModelKey, deadline: float, avoid: Endpoint | None) -> Endpoint:
-        """A permit at the least loaded endpoint that is well, waiting for one until the deadline."""
+    def acquire(self, key: ModelKey, kind: Hashable, deadline: float, avoid: Endpoint | None) -> Permit:
+        """A permit where the balancer says, waiting for one until the deadline."""
         with self._condition:
             self._waiting += 1
             try:
                 while True:
                     self._refuse_closed()
                     now = time.monotonic()
-                    endpoint = self._choose(key, now, avoid)
-                    if endpoint is not None:
-                        endpoint.in_flight += 1
-                        endpoint.requests_total += 1
-                        return endpoint
+                    permit = self._balancer.pick(key, kind, now, avoid)
+                    if permit is not None:
+                        return permit
                     if now >= deadline:
                         raise DeadlineError(self._no_permit(now))
-                    rests = [e.resting_until for e in self._endpoints if e.resting_until > now]
-                    self._condition.wait(min([deadline, *rests]) - now)
+                    self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
             finally:
                 self._waiting -= 1
 
-    def _choose(self, key: ModelKey, now: float, avoid: Endpoint | None) -> Endpoint | None:
-        """Least requests in flight; ties at random, and not the one that just failed if another can."""
-        able = [e for e in self._endpoints if e.may_serve(key, now, self.settings.window)]
-        able = [e for e in able if e is not avoid] or able
-        return min(able, key=lambda e: (e.in_flight, random.random()), default=None)
+    def acquire_second(self, key: ModelKey, kind: Hashable, first: Endpoint) -> Permit | None:
+        """A permit for the second request of a straggler, if there is one to spare just now."""
+        with self._condition:
+            return None if self._closed else self._balancer.pick_second(key, kind, time.monotonic(), first)
 
-    def release(self, endpoint: Endpoint, error: DaskonicError | None) -> None:
+    def straggles_after_s(self, kind: Hashable) -> float:
+        """How long an answer may take before a second request is worth a thought."""
+        with self._condition:
+            return self._balancer.straggles_after_s(kind)
+
+    def release(self, permit: Permit, error: DaskonicError | None, *, given_up: bool = False) -> None:
         """An attempt ended: its permit is free, and the endpoint's health is known better."""
         with self._condition:
-            endpoint.in_flight -= 1
-            if error is None:
-                endpoint.succeeded()
-            else:
-                endpoint.failed(time.monotonic(), rest=error.retryable or isinstance(error, DeadlineError))
-            self._condition.notify()
+            now = time.monotonic()
+            self._balancer.ended(permit, now, error, given_up=given_up)
+            idle = [e for e in self._balancer.idle(now) if e.is_connected]
+            self._condition.notify_all()
+        for endpoint in idle:
+            endpoint.close()
+
+    def ask_account(self, endpoint: Endpoint, key: ModelKey) -> None:
+        """Now and then after an answer: the server's own account of its queue, which only it sees whole."""
+        now = time.monotonic()
+        with self._condition:
+            known = endpoint.accounts.get(key, Account())
+            if self.settings.window is not None or known is None or now < endpoint.account_due:
+                return
+            endpoint.account_due = now + ACCOUNT_EVERY_S * random.uniform(0.5, 1.5)
+        try:
+            account = endpoint.transport().account(*key, timeout_s=1.0)
+        except DaskonicError as error:
+            logger.info("%s tells no statistics: %s", endpoint.address, error)
+            return
+        with self._condition:
+            endpoint.accounts[key] = account
+            if account is not None and account.requests > known.requests:
+                n = account.requests - known.requests
+                queue_s, compute_s = account.queue_s - known.queue_s, account.compute_s - known.compute_s
+                endpoint.window.told(queue_s / n, compute_s / n)
+
+    def room(self) -> int:
+        """Requests that may be in flight together."""
+        with self._condition:
+            return self._balancer.room(time.monotonic())
 
     def _no_permit(self, now: float) -> str:
         """Why no permit could be had."""
         states = ", ".join(
             f"{e.address} "
-            + ("does not answer" if e.resting_until > now else f"has {e.in_flight} requests in flight")
-            for e in self._endpoints
+            + ("does not answer" if e.breaker.is_away(now) else f"has {e.in_flight} requests in flight")
+            for e in self._balancer.active(now)
         )
         return f"no server could take the request within {self.settings.timeout_s:g} s: {states}"
 

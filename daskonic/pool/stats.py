@@ -13,18 +13,25 @@ class EndpointStats:
 
     Attributes
     ----------
-    requests_total, failures_total : int
-        Attempts sent, and those that ended in an error.
+    requests_total, failures_total, rejections_total : int
+        Attempts sent, those that ended in an error, and those that found the server's queue full.
     in_flight : int
         Attempts under way.
+    window : float
+        Attempts that may be under way.
+    connected : bool
+        Whether there is a connection.
     healthy : bool
-        Whether the next request may go there.
+        Whether it answers, as far as known.
     """
 
     address: str
     requests_total: int
     failures_total: int
+    rejections_total: int
     in_flight: int
+    window: float
+    connected: bool
     healthy: bool
 
 
@@ -34,14 +41,15 @@ class PoolStats:
 
     Attributes
     ----------
-    retries_total : int
-        Attempts beyond the first of their request.
+    retries_total, hedges_total : int
+        Attempts after one that failed, and beside one that took long.
     in_flight, waiting : int
         Requests under way, and threads that wait for a permit.
     """
 
     endpoints: tuple[EndpointStats, ...]
     retries_total: int
+    hedges_total: int
     waiting: int
 
     @property

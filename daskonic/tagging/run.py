@@ -220,15 +220,15 @@ class _Run:
         """Account of all tasks of this run."""
         return Report.merge(
             Report(
-                r.rows,
-                r.requests,
-                r.retries,
-                r.sent_nbytes,
-                _counter(r),
-                self.job.model.name,
-                r.model_version,
-                r.config_digest,
-                r.stages_s,
+                rows=r.rows,
+                requests=r.requests,
+                retries=r.retries,
+                sent_nbytes=r.sent_nbytes,
+                endpoints=_counter(r),
+                model=self.job.model.name,
+                model_version=r.model_version,
+                config_digest=r.config_digest,
+                stages_s=r.stages_s,
             )
             for r in self.fresh
         )

@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from daskonic.tensors import ModelSpec, Request, Response
 
-__all__ = ["Reply", "Transport"]
+__all__ = ["Account", "Reply", "Transport"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """What a server did for all its clients.
+
+    Attributes
+    ----------
+    requests : int
+    queue_s, compute_s : float
+        Sums over the requests.
+    """
+
+    requests: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
 
 
 class Reply(Protocol):
@@ -37,6 +54,9 @@ class Transport(Protocol):
 
     def model_spec(self, model: str, version: str, timeout_s: float) -> ModelSpec:
         """What the endpoint says of a model; version ``""`` means the one it prefers."""
+
+    def account(self, model: str, version: str, timeout_s: float) -> Account | None:
+        """The endpoint's own account of a model since it was loaded; None where it keeps none."""
 
     def encode(self, request: Request) -> Any:
         """The message of one batch, for this endpoint; the arrays stay as they are until it is answered."""

@@ -29,6 +29,7 @@ from tritonclient.grpc import service_pb2_grpc
 from daskonic.config import NO_CREDENTIALS, Credentials, host_of
 from daskonic.errors import DaskonicError, ModelNotFoundError, ServerError, SpecError
 from daskonic.tensors import ModelSpec, Request, Response, TensorSpec
+from daskonic.transport.base import Account
 from daskonic.transport.credentials import metadata, open_channel
 from daskonic.transport.message import DTYPES, KSERVE_NAMES, packed, unpacked
 from daskonic.transport.reply import CurableReply, GrpcReply
@@ -115,6 +116,23 @@ class GrpcTransport:
             max_batch_size=max_batch_size,
             config_digest=hashlib.sha256(digested.SerializeToString(deterministic=True)).hexdigest(),
             platform=described.platform,
+        )
+
+    def account(self, model: str, version: str, timeout_s: float) -> Account | None:
+        """Triton's statistics of a model; other servers of the protocol need not have them."""
+        try:
+            answer = self._call(
+                "ModelStatistics", pb.ModelStatisticsRequest(name=model, version=version), timeout_s
+            )
+        except ServerError as error:
+            if isinstance(error.__cause__, GrpcStatus) and error.__cause__.code == "UNIMPLEMENTED":
+                return None
+            raise
+        stats = [model.inference_stats for model in answer.model_stats]
+        return Account(
+            requests=sum(s.queue.count for s in stats),
+            queue_s=sum(s.queue.ns for s in stats) / 1e9,
+            compute_s=sum(s.compute_input.ns + s.compute_infer.ns + s.compute_output.ns for s in stats) / 1e9,
         )
 
     def encode(self, request: Request) -> bytes | SharedMessage:

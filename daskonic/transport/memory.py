@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from daskonic.errors import DaskonicError, ModelNotFoundError
 from daskonic.tensors import Array, ModelSpec, Request, Response
+from daskonic.transport.base import Account
 
 __all__ = ["MemoryTransport"]
 
@@ -65,6 +66,10 @@ class MemoryTransport:
                 f"{self.address} has no model {model!r} in version {version!r}; it has {self._spec.name}"
             )
         return self._spec
+
+    def account(self, model: str, version: str, timeout_s: float) -> Account | None:  # noqa: ARG002
+        """None is kept."""
+        return None
 
     def encode(self, request: Request) -> Request:
         """Nothing to do."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from daskonic.errors import InferenceError, InputError
 from daskonic.tensors import ANY, ModelSpec, Request, Response, TensorSpec
+from daskonic.transport.base import Account
 
 __all__ = ["OnnxTransport", "import_onnxruntime"]
 
@@ -75,6 +76,10 @@ class OnnxTransport:
             config_digest=hashlib.sha256(self._path.read_bytes()).hexdigest(),
             platform="onnxruntime",
         )
+
+    def account(self, model: str, version: str, timeout_s: float) -> Account | None:  # noqa: ARG002
+        """None is kept."""
+        return None
 
     def encode(self, request: Request) -> Request:
         """Nothing to do: the arrays are the message."""

@@ -1,0 +1,189 @@
+"""Which endpoint gets the next request: policy without I/O, locks or clock, so that a simulation runs this very code.
+
+A worker uses a bounded part of the endpoints, another part than other workers do but always the same, so that ten thousand
+workers do not open ten thousand connections to each server. Where one of them is away, the next in line takes its place.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import deque
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+from daskonic.errors import DaskonicError, DeadlineError, OverloadedError, UnavailableError
+from daskonic.pool.endpoint import Endpoint, ModelKey
+
+__all__ = ["Balancer", "Permit"]
+
+LATENCIES = 64
+"""Latest answers of each kind that tell how long one may take."""
+ENOUGH = 16
+"""Answers before a straggler can be told from a slow model."""
+STRAGGLER = 2.0
+"""Times the slowest twentieth of the latest answers: then a request is sent a second time."""
+PROBE_EVERY = 30
+"""Requests between two that find out whether an endpoint is back, where others are well: no storm at a dead server."""
+EXTRA = 0.03
+"""Second requests, as a part of all."""
+
+
+@dataclass(slots=True, eq=False)
+class Permit:
+    """A place in an endpoint's window.
+
+    Attributes
+    ----------
+    endpoint : Endpoint
+    kind : hashable
+        Requests of one kind take the same time on an idle server.
+    full : bool
+        Whether this was the last place.
+    sent_at : float
+        When the request went on the wire.
+    """
+
+    endpoint: Endpoint
+    kind: Hashable
+    full: bool
+    sent_at: float
+
+
+class Balancer:
+    """Choice among the endpoints of one pool, and what their answers teach.
+
+    Parameters
+    ----------
+    endpoints : sequence of Endpoint
+    most : int
+        Endpoints in use at one time.
+    rng : random.Random
+        Seeded by what makes this worker different from the others.
+
+    Attributes
+    ----------
+    second_total : int
+        Requests sent beside one that took long.
+    """
+
+    def __init__(self, endpoints: Sequence[Endpoint], most: int, rng: random.Random) -> None:
+        self._line = list(endpoints)
+        rng.shuffle(self._line)
+        self._most = most
+        self._rng = rng
+        self._latencies: dict[Hashable, deque[float]] = {}
+        self._sent = 0
+        self._probe_again = 0
+        self.second_total = 0
+
+    def active(self, now: float) -> list[Endpoint]:
+        """The endpoints in use: the first in this worker's line that are not away, or the first if all are."""
+        there = [e for e in self._line if not e.breaker.is_away(now)]
+        return (there or self._line)[: self._most]
+
+    def idle(self, now: float) -> list[Endpoint]:
+        """Endpoints that stood in for others and are needed no more."""
+        active = self.active(now)
+        return [e for e in self._line if e.in_flight == 0 and not e.breaker.openings and e not in active]
+
+    def room(self, now: float) -> int:
+        """Requests that may be in flight at all endpoints together."""
+        return sum(e.window.permits for e in self.active(now))
+
+    def pick(self, key: ModelKey, kind: Hashable, now: float, avoid: Endpoint | None = None) -> Permit | None:
+        """A place at the endpoint with the largest free part of its window; another than ``avoid`` if one can."""
+        here = [e for e in self.active(now) if e.has(key)]
+        well = [e for e in here if not e.breaker.openings]
+        if well and self._sent < self._probe_again:
+            here = well
+        able = [e for e in here if _is_free(e, now)]
+        able = [e for e in able if e is not avoid] or able
+        if not able:
+            return None
+        endpoint = min(
+            able, key=lambda e: (not e.breaker.openings, e.in_flight / e.window.limit, self._rng.random())
+        )
+        if endpoint.breaker.openings:
+            self._probe_again = self._sent + PROBE_EVERY
+        return self._take(endpoint, kind, now)
+
+    def pick_second(self, key: ModelKey, kind: Hashable, now: float, first: Endpoint) -> Permit | None:
+        """A place for the second request of a straggler, where that costs nobody anything.
+
+        Only at another endpoint with more than half of its window free: where queues are long, all are slow, and
+        requests sent twice make them longer. And only for a small part of all requests.
+        """
+        if self.second_total >= EXTRA * self._sent:
+            return None
+        able = [
+            e
+            for e in self.active(now)
+            if e is not first and e.has(key) and _is_free(e, now) and e.in_flight < e.window.permits / 2
+        ]
+        if not able:
+            return None
+        self.second_total += 1
+        return self._take(min(able, key=lambda e: e.in_flight / e.window.limit), kind, now)
+
+    def straggles_after_s(self, kind: Hashable) -> float:
+        """How long an answer may take before it is a straggler; infinite while that is not known."""
+        latest = self._latencies.get(kind, ())
+        if len(latest) < ENOUGH:
+            return math.inf
+        return STRAGGLER * sorted(latest)[int(0.95 * len(latest))]
+
+    def next_change(self, now: float) -> float:
+        """When a rest or a pause ends, so that there may be a place without an answer; infinite if none does."""
+        times = [t for e in self._line for t in (e.breaker.rests_until, e.not_before) if t > now]
+        return min(times, default=math.inf)
+
+    def ended(
+        self, permit: Permit, now: float, error: DaskonicError | None, *, given_up: bool = False
+    ) -> None:
+        """An attempt ended: its place is free, and the endpoint is known better.
+
+        Parameters
+        ----------
+        error : DaskonicError or None
+        given_up : bool
+            We cancelled it ourselves: tells nothing.
+        """
+        endpoint = permit.endpoint
+        endpoint.in_flight -= 1
+        if given_up:
+            return
+        latency_s = now - permit.sent_at
+        if error is None:
+            endpoint.breaker.succeeded(now)
+            endpoint.window.answered(now, latency_s, permit.kind, full=permit.full)
+            self._latencies.setdefault(permit.kind, deque(maxlen=LATENCIES)).append(latency_s)
+        elif isinstance(error, OverloadedError):
+            endpoint.rejections_total += 1
+            endpoint.breaker.succeeded(now)  # it answers, only not with what was wanted
+            endpoint.window.rejected(now)
+        elif isinstance(error, UnavailableError | DeadlineError):
+            endpoint.failures_total += 1
+            if endpoint.breaker.failed(now):
+                endpoint.window.lost()
+        else:  # permanent: the request's fault or the model's, not the endpoint's
+            endpoint.failures_total += 1
+            endpoint.breaker.succeeded(now)
+        pause_s = endpoint.window.pause_s(rejected=isinstance(error, OverloadedError))
+        endpoint.not_before = max(endpoint.not_before, now + pause_s)
+
+    def _take(self, endpoint: Endpoint, kind: Hashable, now: float) -> Permit:
+        """One place less."""
+        endpoint.in_flight += 1
+        endpoint.requests_total += 1
+        self._sent += 1
+        return Permit(endpoint, kind, endpoint.in_flight >= endpoint.window.permits, now)
+
+
+def _is_free(endpoint: Endpoint, now: float) -> bool:
+    """Whether one more request may go to an endpoint now."""
+    return (
+        now >= endpoint.not_before
+        and endpoint.in_flight < endpoint.window.permits
+        and endpoint.breaker.lets_pass(now, endpoint.in_flight)
+    )
