@@ -154,6 +154,22 @@ def test_full_shared_memory_gets_the_wire(triton, monkeypatch):
     transport.close()
 
 
+def test_a_small_dev_shm_is_left_to_the_models(triton, monkeypatch, caplog):
+    """A container's 64 MB are shared with the server's own processes: most of what is free stays free."""
+
+    class Small:
+        f_bavail, f_frsize = 3, shm.SMALLEST_NBYTES
+
+    monkeypatch.setattr(region.os, "statvfs", lambda path: Small)
+    transport = GrpcTransport(triton.address)
+    with caplog.at_level(logging.INFO, logger="daskonic"):
+        for seed in range(3):
+            np.testing.assert_array_equal(infer(transport, request(numbers(seed)))["Y"], numbers(seed))
+    assert len([r for r in caplog.records if "so over the wire" in r.message]) == 1
+    assert registered(transport) == set()
+    transport.close()
+
+
 def test_memory_is_bounded(transport, monkeypatch):
     """Beyond the bound requests go over the wire; free regions of other sizes make room."""
     monkeypatch.setattr(shm, "MOST_NBYTES", 3 * shm.SMALLEST_NBYTES)

@@ -24,11 +24,13 @@ __all__ = [
     "aligned",
     "disown",
     "has_shared_memory",
+    "is_room_for",
     "is_stale",
     "remove_stale_files",
 ]
 
 ALIGNMENT = 64
+SHARE_OF_FREE = 0.25
 FOLDER = Path("/dev/shm")
 NAME = re.compile(r"daskonic\.(?P<namespace>\d+)\.(?P<pid>\d+)\.(?P<start>\d+)\.\d+\.[0-9a-f]{8}")
 
@@ -41,6 +43,12 @@ _own: set[str] = set()  # names of this process's regions, over all transports
 def has_shared_memory() -> bool:
     """Whether this system has it, at the place where servers look for it."""
     return FOLDER.is_dir()
+
+
+def is_room_for(nbytes: int) -> bool:
+    """Whether a region leaves enough: models' processes on the server live from the same few MB in containers."""
+    free = os.statvfs(FOLDER)
+    return nbytes <= SHARE_OF_FREE * free.f_bavail * free.f_frsize
 
 
 def aligned(nbytes: int) -> int:

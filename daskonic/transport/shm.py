@@ -20,6 +20,7 @@ What keeps a crash from leaving anything behind:
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import re
 import socket
@@ -32,7 +33,15 @@ from tritonclient.grpc import service_pb2 as pb
 
 from daskonic.errors import DaskonicError, DeadlineError, ServerError, UnavailableError
 from daskonic.tensors import Request
-from daskonic.transport.region import Region, aligned, disown, has_shared_memory, is_stale, remove_stale_files
+from daskonic.transport.region import (
+    Region,
+    aligned,
+    disown,
+    has_shared_memory,
+    is_room_for,
+    is_stale,
+    remove_stale_files,
+)
 
 __all__ = ["SMALLEST_NBYTES", "Regions", "SharedMessage", "is_here"]
 
@@ -108,6 +117,7 @@ class Regions:
         self._in_use: set[Region] = set()
         self._retired: list[str] = []  # names that the server was still using
         self._nbytes = 0
+        self._told_full = False
 
     def take(self, request: Request) -> Region | None:
         """A region for the inputs of a request, or None: then use the wire."""
@@ -193,9 +203,15 @@ class Regions:
     def _registered(self, size: int) -> Region | None:
         """A new region that the server has mapped, or None."""
         try:
+            if not is_room_for(size):
+                raise OSError(errno.ENOSPC, "hardly any free")
             region = Region(size)
         except OSError as error:
-            logger.info("no %d bytes of shared memory for %s: %s", size, self._address, error)
+            if not self._told_full:
+                logger.info(
+                    "/dev/shm has no %d bytes for %s, so over the wire: %s", size, self._address, error
+                )
+            self._told_full = True
             return None
         try:
             self._ask(
