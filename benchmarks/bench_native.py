@@ -88,7 +88,8 @@ def timed(send: Callable[[], int], seconds: float) -> Rate:
 
 def by_daskonic(address: str, case: Case, seconds: float, memory: str = "never") -> Rate:
     """Whole calls of a model."""
-    requests = max(8 * case.in_flight, int(64 / case.megabytes))  # so that its beginning and end count little
+    # Long calls, so that beginning and end count little, but short ones in a short run.
+    requests = max(8 * case.in_flight, min(int(64 / case.megabytes), int(1000 * seconds)))
     rows = make_rows(requests * case.rows)
     settings = {"window": case.in_flight, "batch_bytes": "16 MiB", "shared_memory": memory}
     model = dk.Model("sink", servers=[address], batch_size=case.rows, **settings)

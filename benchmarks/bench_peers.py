@@ -218,7 +218,12 @@ def measure(args: argparse.Namespace) -> tuple[list[Row], list[Row]]:
     ]
     models = [
         Served(
-            "accelerator", "accelerator", LENGTH, fixed_ms=args.wait_ms, at_once=16, max_batch_size=LARGEST
+            "accelerator",
+            "accelerator",
+            LENGTH,
+            fixed_ms=args.wait_ms,
+            at_once=args.at_once,
+            max_batch_size=LARGEST,
         ),
         Served("sink", "sink", LENGTH, at_once=2, max_batch_size=LARGEST),
         Served("queue", "accelerator", LENGTH, fixed_ms=args.queue_wait_ms, max_batch_size=LARGEST, queue=4),
@@ -243,6 +248,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4000, help="in a task")
     parser.add_argument("--small-tasks", type=int, default=60)
     parser.add_argument("--wait-ms", type=float, default=60.0)
+    parser.add_argument("--at-once", type=int, default=16, help="batches the accelerator works on")
     parser.add_argument("--queue-tasks", type=int, default=32)
     parser.add_argument("--queue-wait-ms", type=float, default=500.0)
     parser.add_argument("--workers", type=int, default=2)
