@@ -48,6 +48,11 @@ class TritonPythonModel:
             open(self.given["touch"], "w").close()
         if seconds:
             time.sleep(seconds)
+        self.fault = ""
+        if os.path.exists(self.given.get("fault", "")):
+            self.fault = open(self.given["fault"]).read()
+        if self.fault == "crash":
+            os._exit(3)
         if self.kind == "fail":
             raise ValueError("this model fails on purpose")
         if self.kind == "crash":
@@ -69,7 +74,12 @@ class TritonPythonModel:
     def outputs(self, x):
         if self.kind == "sum":
             total = x.sum(axis=1, dtype=np.float32)
-            return [tensor("Y", np.stack([total, -total], axis=1))]
+            y = np.stack([total, -total], axis=1)
+            if self.fault == "rows":
+                y = y[:-1]
+            if self.fault == "columns":
+                y = np.concatenate([y, y], axis=1)
+            return [tensor("Y", y)]
         if self.kind == "two_outputs":
             length = np.full((len(x), 1), x.shape[1], np.int64)
             return [tensor("Y", 2 * x), tensor("LENGTH", length)]
@@ -106,7 +116,8 @@ def write_model(
         Triton's type of X and Y.
     **parameters
         ``seconds``; ``fixed_ms`` and ``per_item_us``: time every execution takes; ``touch``: a file
-        to make when one begins.
+        to make when one begins; ``fault``: a file that, while it exists, makes it ``crash``, or ``sum`` answer
+        a row less (``rows``) or twice the columns (``columns``), whichever word is in it.
     """
     assert kind in KINDS
     model = Path(repository) / name
