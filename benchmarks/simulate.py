@@ -24,7 +24,6 @@ from typing import Any
 
 from daskonic.errors import DaskonicError, OverloadedError, UnavailableError
 from daskonic.pool.balancer import Balancer, Permit
-from daskonic.pool.breaker import full_jitter
 from daskonic.pool.endpoint import Endpoint
 
 KEY = ("model", "1")
@@ -273,12 +272,7 @@ class Worker:
             self._to_compute += 1
             self._compute()
         else:
-
-            def again() -> None:
-                self._waiting.append(attempts + 1)
-                self._send()
-
-            self._simulation.after(full_jitter(attempts + 1, self._rng), again)
+            self._waiting.append(attempts + 1)
         self._send()
 
     def _ask(self, endpoint: Endpoint, now: float) -> None:

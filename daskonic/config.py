@@ -91,6 +91,12 @@ class Settings:
     shared_memory : {"auto", "never"}
         Whether large requests to a server on this host go through shared memory.
     credentials : Credentials
+    fallback : {"none", "inprocess", "server"}
+        Where to go on when no server can serve.
+    fallback_repository : str
+        Models for that, on the worker's file system.
+    partitions_held : int
+        Submitted calls that are under way at one time in a process.
     """
 
     servers: tuple[str, ...]
@@ -102,6 +108,9 @@ class Settings:
     batch_nbytes: int
     shared_memory: str = "auto"
     credentials: Credentials = NO_CREDENTIALS
+    fallback: str = "none"
+    fallback_repository: str = ""
+    partitions_held: int = 8
 
 
 def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Settings:
@@ -140,7 +149,21 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
         batch_nbytes=_nbytes(values, "batch-bytes"),
         shared_memory=_one_of(values, "shared-memory", ("auto", "never")),
         credentials=credentials,
+        fallback=_one_of(values, "fallback", ("none", "inprocess", "server")),
+        fallback_repository=_repository(values),
+        partitions_held=_count(values, "partitions-held"),
     )
+
+
+def _repository(values: Mapping[str, Any]) -> str:
+    """The fallback's model repository, needed where there is a fallback."""
+    path = values["fallback-repository"]
+    if values["fallback"] != "none" and not (isinstance(path, str) and path):
+        raise ConfigError(
+            f"daskonic.fallback is {values['fallback']!r}, and daskonic.fallback-repository names no model repository; "
+            "set it to a folder that the workers see, as made by daskonic.server.add_onnx"
+        )
+    return path or ""
 
 
 def _refuse_unknown(given: Mapping[str, Any], defaults: Mapping[str, Any], where: str) -> None:

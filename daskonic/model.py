@@ -134,7 +134,7 @@ class Model:
             As in :meth:`__call__`.
         """
         pool = self.pool()
-        return Pending(pool.background().submit(_score, self, objects, pool))
+        return Pending(pool.start(_score, self, objects, pool))
 
     def spec(self) -> ModelSpec:
         """What the servers say of the model; asked once per process."""

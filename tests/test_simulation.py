@@ -33,7 +33,7 @@ def test_servers_are_busy_and_shares_equal(name, seed):
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_a_fifth_of_the_servers_vanishes_and_comes_back(seed):
     """The others go on at once, no request is sent much more often than needed, and all are used again."""
-    setup = Setup(workers=200, servers=10, seconds=45, vanish=0.2, seed=seed)
+    setup = Setup(workers=100, servers=5, seconds=45, vanish=0.2, seed=seed)
     numbers = figures(setup, Simulation(setup).run())
     assert numbers["utilisation_without"] >= 0.9
     assert numbers["requests_per_answer"] <= 1.1

@@ -60,6 +60,8 @@ class Balancer:
         Endpoints in use at one time.
     rng : random.Random
         Seeded by what makes this worker different from the others.
+    fallback : Endpoint, optional
+        Used while every other one is away.
 
     Attributes
     ----------
@@ -67,19 +69,24 @@ class Balancer:
         Requests sent beside one that took long.
     """
 
-    def __init__(self, endpoints: Sequence[Endpoint], most: int, rng: random.Random) -> None:
+    def __init__(
+        self, endpoints: Sequence[Endpoint], most: int, rng: random.Random, fallback: Endpoint | None = None
+    ) -> None:
         self._line = list(endpoints)
         rng.shuffle(self._line)
         self._most = most
         self._rng = rng
+        self._fallback = fallback
         self._latencies: dict[Hashable, deque[float]] = {}
         self._sent = 0
         self._probe_again = 0
         self.second_total = 0
 
     def active(self, now: float) -> list[Endpoint]:
-        """The endpoints in use: the first in this worker's line that are not away, or the first if all are."""
+        """The endpoints in use: the first in this worker's line that are not away; if all are, the fallback or the first."""
         there = [e for e in self._line if not e.breaker.is_away(now)]
+        if not there and self._fallback is not None:
+            return [self._fallback]
         return (there or self._line)[: self._most]
 
     def idle(self, now: float) -> list[Endpoint]:

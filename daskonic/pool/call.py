@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from daskonic.errors import DaskonicError, DeadlineError, ModelNotFoundError, ServerError, UnavailableError
 from daskonic.pool.balancer import Permit
-from daskonic.pool.breaker import full_jitter
 from daskonic.pool.check import check_response, refuse_disagreement
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.tensors import ModelSpec, Request, Response
@@ -153,7 +152,10 @@ class Call:
                     self._start(permit)
 
     def _prepare_retry(self, error: DaskonicError) -> None:
-        """Wait a little before another attempt, or raise ``error`` if there must be none."""
+        """Count another attempt, or raise ``error`` if there must be none.
+
+        There is no wait here: an endpoint that is away or full rests, and a permit elsewhere is free at once.
+        """
         left_s = self._deadline - time.monotonic()
         if not (error.retryable or isinstance(error, DeadlineError)):
             raise error
@@ -162,7 +164,6 @@ class Call:
             raise type(error)(f"{error} ({tried})") from error
         logger.warning("attempt %s of a request failed, trying again: %s", self.attempts, error)
         self._pool.count_retry()
-        time.sleep(min(left_s, full_jitter(self.attempts)))
 
     def _verify(self, endpoint: Endpoint) -> None:
         """An endpoint that was away at first contact must offer the same model before it is used."""

@@ -16,7 +16,8 @@ import random
 import threading
 import time
 from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from daskonic.config import Settings
 from daskonic.errors import (
@@ -25,17 +26,21 @@ from daskonic.errors import (
     DeadlineError,
     ModelNotFoundError,
     ServerError,
+    UnavailableError,
 )
 from daskonic.pool.balancer import Balancer, Permit
 from daskonic.pool.call import Call
 from daskonic.pool.check import refuse_disagreement
 from daskonic.pool.endpoint import Endpoint, ModelKey
+from daskonic.pool.fallback import fallback_endpoint
 from daskonic.pool.stats import PoolStats
 from daskonic.tensors import ModelSpec, Request
 from daskonic.transport import Account, Transport
 from daskonic.transport.grpc import GrpcTransport
 
 __all__ = ["Pool"]
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -73,13 +78,16 @@ class Pool:
         # is worse, nobody is stuck with it.
         rng = random.Random(f"{platform.node()} {os.getpid()} {settings.servers}")
         self._endpoints = [Endpoint(address, connect, settings.window, rng) for address in settings.servers]
-        self._balancer = Balancer(self._endpoints, settings.endpoints_per_worker, rng)
+        self._fallback = fallback_endpoint(settings, rng)
+        self._balancer = Balancer(self._endpoints, settings.endpoints_per_worker, rng, self._fallback)
         self._condition = threading.Condition()
         self._contact = threading.Lock()
         self._specs: dict[ModelKey, ModelSpec] = {}
         self._retries_total = 0
         self._waiting = 0
         self._closed = False
+        self._on_fallback = False
+        self._held = threading.BoundedSemaphore(settings.partitions_held)
         self._background: ThreadPoolExecutor | None = None
 
     def spec(self, model: str, version: str) -> ModelSpec:
@@ -105,20 +113,32 @@ class Pool:
         call.send()
         return call
 
-    def background(self) -> ThreadPoolExecutor:
-        """Threads that drive submitted calls."""
+    def start(self, function: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Run a whole call in the background; waits while as many as ``partitions_held`` are under way.
+
+        They go on without anybody collecting them, so waiting here always ends.
+        """
         with self._condition:
             self._refuse_closed()
             if self._background is None:
-                self._background = ThreadPoolExecutor(thread_name_prefix="daskonic-submit")
-            return self._background
+                self._background = ThreadPoolExecutor(
+                    self.settings.partitions_held, thread_name_prefix="daskonic-submit"
+                )
+        self._held.acquire()
+        try:
+            future = self._background.submit(function, *arguments)
+        except RuntimeError as error:
+            self._held.release()
+            raise ServerError("the pool of connections is closed (worker or plugin shut down)") from error
+        future.add_done_callback(lambda _: self._held.release())
+        return future
 
     def stats(self) -> PoolStats:
         """Counters and gauges."""
         with self._condition:
             now = time.monotonic()
             return PoolStats(
-                endpoints=tuple(e.stats(now) for e in self._endpoints),
+                endpoints=tuple(e.stats(now) for e in self._all()),
                 retries_total=self._retries_total,
                 hedges_total=self._balancer.second_total,
                 waiting=self._waiting,
@@ -131,8 +151,12 @@ class Pool:
             self._condition.notify_all()
         if self._background is not None:
             self._background.shutdown(wait=False, cancel_futures=True)
-        for endpoint in self._endpoints:
+        for endpoint in self._all():
             endpoint.close()
+
+    def _all(self) -> list[Endpoint]:
+        """Every endpoint, the fallback last."""
+        return [*self._endpoints, *([self._fallback] if self._fallback is not None else [])]
 
     # -- first contact ---------------------------------------------------------------------------
 
@@ -180,6 +204,7 @@ class Pool:
                     now = time.monotonic()
                     permit = self._balancer.pick(key, kind, now, avoid)
                     if permit is not None:
+                        self._tell_fallback(permit.endpoint)
                         return permit
                     if now >= deadline:
                         raise DeadlineError(self._no_permit(now))
@@ -204,8 +229,23 @@ class Pool:
             self._balancer.ended(permit, now, error, given_up=given_up)
             idle = [e for e in self._balancer.idle(now) if e.is_connected]
             self._condition.notify_all()
+        if permit.endpoint is self._fallback and isinstance(error, UnavailableError):
+            idle.append(permit.endpoint)  # the process that had the node's server has ended: find it anew
         for endpoint in idle:
             endpoint.close()
+
+    def _tell_fallback(self, endpoint: Endpoint) -> None:
+        """Say when calls go on without servers, and when they are back."""
+        if (endpoint is self._fallback) != self._on_fallback:
+            self._on_fallback = endpoint is self._fallback
+            if self._on_fallback:
+                logger.warning(
+                    "no server answers; calls go on %s: %s",
+                    endpoint.address,
+                    ", ".join(self.settings.servers),
+                )
+            else:
+                logger.warning("%s is asked again after calls went on without servers", endpoint.address)
 
     def ask_account(self, endpoint: Endpoint, key: ModelKey) -> None:
         """Now and then after an answer: the server's own account of its queue, which only it sees whole."""

@@ -5,5 +5,6 @@ from __future__ import annotations
 from daskonic.server.installation import Installation, find, install
 from daskonic.server.local import LocalServer, local_server
 from daskonic.server.repository import add_onnx
+from daskonic.server.shared import shared_server
 
-__all__ = ["Installation", "LocalServer", "add_onnx", "find", "install", "local_server"]
+__all__ = ["Installation", "LocalServer", "add_onnx", "find", "install", "local_server", "shared_server"]

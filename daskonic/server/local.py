@@ -106,6 +106,8 @@ class LocalServer:
         URLs of the HTTP interface and of the Prometheus metrics.
     pid : int
         The server's process.
+    id : str
+        What this server, and no other, calls itself.
     """
 
     def __init__(
@@ -139,6 +141,11 @@ class LocalServer:
     def __repr__(self) -> str:
         state = self.address if self._process is not None else "not running"
         return f"<LocalServer {self.repository} {state}>"
+
+    @property
+    def id(self) -> str:
+        """Name that this server, and no other, gives in its metadata."""
+        return self._id
 
     @property
     def address(self) -> str:
