@@ -44,6 +44,7 @@ def compare(transports: dict[str, GrpcTransport], model: str, rows: int, args: a
     request = Request(model, "1", {"X": x}, ("Y",), rows)
     n = max(args.window, min(300, round(args.mbytes * 1e6 / x.nbytes)))
     for transport in transports.values():
+        transport.model_spec(model, "", 10)  # tells the size of outputs
         rate(transport, request, args.window, args.window)  # regions, connections, caches
     rates: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu: dict[str, list[float]] = {way: [] for way in WAYS}

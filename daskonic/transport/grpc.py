@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import time
 from collections.abc import Callable
@@ -28,15 +29,16 @@ from tritonclient.grpc import service_pb2_grpc
 
 from daskonic.config import NO_CREDENTIALS, Credentials, host_of
 from daskonic.errors import DaskonicError, ModelNotFoundError, ServerError, SpecError
-from daskonic.tensors import ModelSpec, Request, Response, TensorSpec
+from daskonic.tensors import ANY, ModelSpec, Request, Response, TensorSpec
 from daskonic.transport.base import Account
 from daskonic.transport.credentials import metadata, open_channel
 from daskonic.transport.message import DTYPES, KSERVE_NAMES, packed, unpacked
 from daskonic.transport.reply import CurableReply, GrpcReply
-from daskonic.transport.shm import Regions, SharedMessage
+from daskonic.transport.shm import Regions, SharedAnswer, SharedMessage
 from daskonic.transport.status import (
     GrpcStatus,
     is_about_credentials,
+    is_too_small_region,
     is_unknown_region,
     translated,
     was_not_run,
@@ -91,6 +93,7 @@ class GrpcTransport:
         self._credentials = credentials
         self._has_secrets = credentials.has_secrets
         self._shared_memory = shared_memory
+        self._row_nbytes: dict[tuple[str, str], dict[str, int]] = {}
         self._inherited: list[_Connection] = []
         self._connection = self._connected()
 
@@ -108,7 +111,7 @@ class GrpcTransport:
         config = self._config(model, version, timeout_s)
         max_batch_size = config.max_batch_size if config is not None else 0
         digested = config if config is not None else described
-        return ModelSpec(
+        spec = ModelSpec(
             name=model,
             version=version or max(described.versions, key=_version_order, default=""),
             inputs=tuple(_tensor_spec(t, batched=max_batch_size > 0) for t in described.inputs),
@@ -117,6 +120,11 @@ class GrpcTransport:
             config_digest=hashlib.sha256(digested.SerializeToString(deterministic=True)).hexdigest(),
             platform=described.platform,
         )
+        if max_batch_size > 0:
+            self._row_nbytes[spec.name, spec.version] = {
+                t.name: t.dtype.itemsize * math.prod(t.shape) for t in spec.outputs if ANY not in t.shape
+            }
+        return spec
 
     def account(self, model: str, version: str, timeout_s: float) -> Account | None:
         """Triton's statistics of a model; other servers of the protocol need not have them."""
@@ -138,10 +146,8 @@ class GrpcTransport:
     def encode(self, request: Request) -> bytes | SharedMessage:
         """One copy of each tensor: into the message, or into memory that the server shares."""
         regions = self._open().regions
-        region = regions.take(request) if regions is not None else None
-        if regions is None or region is None:
-            return packed(request)
-        return SharedMessage(regions, region, request)
+        shared = None if regions is None else regions.message(request, self._output_nbytes(request))
+        return packed(request) if shared is None else shared
 
     def submit(self, message: bytes | SharedMessage, timeout_s: float) -> GrpcReply | CurableReply:
         """Send it; ``timeout_s`` is also the server's to see, which drops late requests unrun."""
@@ -161,18 +167,25 @@ class GrpcTransport:
             return CurableReply(
                 functools.partial(send, message.content),
                 lambda future: self._cure_shared(future, message, send),
-                lambda future: message.over(clean=was_not_run(future) or future.code() is grpc.StatusCode.OK),
+                functools.partial(_over, message),
+                message.answer,
                 self.address,
             )
         if self._has_secrets:
             again = functools.partial(send, message)
             return CurableReply(
-                again, lambda future: again if is_about_credentials(future) else None, _nothing, self.address
+                again,
+                lambda future: again if is_about_credentials(future) else None,
+                _nothing,
+                lambda content: content,
+                self.address,
             )
         return GrpcReply(send(message), self.address)
 
-    def decode(self, answer: bytes) -> Response:
+    def decode(self, answer: bytes | SharedAnswer) -> Response:
         """Outputs as read-only views of the answer, valid for as long as somebody holds them."""
+        if isinstance(answer, SharedAnswer):
+            return unpacked(answer.content, self.address, answer.message.outputs())
         return unpacked(answer, self.address)
 
     def close(self) -> None:
@@ -205,12 +218,19 @@ class GrpcTransport:
             self._connection = self._connected()
         return self._connection
 
+    def _output_nbytes(self, request: Request) -> dict[str, int]:
+        """Bytes of the outputs of a request, for those where the model's description tells."""
+        known = self._row_nbytes.get((request.model, request.version), {})
+        return {name: request.rows * known[name] for name in request.outputs if name in known}
+
     def _cure_shared(
         self, future: Any, message: SharedMessage, send: Callable[[bytes], Any]
     ) -> Callable[[], Any] | None:
         """How to repeat a request whose inputs are in shared memory, if that helps."""
-        if is_unknown_region(future):
-            message.forget()
+        if is_unknown_region(future) or is_too_small_region(future):
+            if is_unknown_region(future):
+                message.forget()
+            message.use_wire()
             return lambda: send(packed(message.request))
         if self._has_secrets and is_about_credentials(future):
             return lambda: send(message.content)
@@ -266,7 +286,13 @@ class _Connection:
 
 
 def _nothing(future: Any) -> None:
-    """Nothing is to be done when the request is over."""
+    """Nothing is to be done when a request is over."""
+
+
+def _over(message: SharedMessage, future: Any) -> None:
+    """A request in shared memory is over: what becomes of the region."""
+    answered = not future.cancelled() and future.code() is grpc.StatusCode.OK
+    message.over(answered=answered, clean=answered or was_not_run(future))
 
 
 def _tensor_spec(tensor: Any, *, batched: bool) -> TensorSpec:

@@ -10,7 +10,8 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -71,17 +72,17 @@ def packed(request: Request) -> bytes:
     return b"".join(parts)
 
 
-def unpacked(answer: bytes, address: str) -> Response:
-    """Outputs as read-only views of the answer."""
+def unpacked(answer: bytes, address: str, shared: Mapping[str, Array] = MappingProxyType({})) -> Response:
+    """Outputs as read-only views of the answer, or of the memory that ``shared`` has for them."""
     try:
         message = pb.ModelInferResponse.FromString(answer)
     except DecodeError as error:
         raise ResponseError(f"{address}: the answer is not a ModelInferResponse") from error
-    return Response(version=message.model_version, outputs=dict(_outputs(message, address)))
+    return Response(version=message.model_version, outputs=dict(_outputs(message, address, shared)))
 
 
-def _outputs(message: Any, address: str) -> Iterator[tuple[str, Array]]:
-    """Name and array of each output, raw or typed."""
+def _outputs(message: Any, address: str, shared: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
+    """Name and array of each output: raw, typed or in shared memory."""
     raw = message.raw_output_contents
     for i, tensor in enumerate(message.outputs):
         dtype, shape = DTYPES.get(tensor.datatype), tuple(tensor.shape)
@@ -89,7 +90,10 @@ def _outputs(message: Any, address: str) -> Iterator[tuple[str, Array]]:
             raise ResponseError(
                 f"{address}: output {tensor.name!r} is {tensor.datatype}, which daskonic does not carry"
             )
-        if raw:
+        if tensor.name in shared:
+            nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            values: Array = shared[tensor.name][:nbytes].view(dtype)
+        elif raw:
             values = np.frombuffer(raw[i], dtype)
         else:
             values = np.array(

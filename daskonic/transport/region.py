@@ -9,7 +9,9 @@ import mmap
 import os
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -63,6 +65,12 @@ class Region:
     ----------
     nbytes : int
 
+    Attributes
+    ----------
+    name : str
+        What the server knows it by.
+    memory : array of uint8, [nbytes]
+
     Raises
     ------
     OSError
@@ -83,25 +91,48 @@ class Region:
             raise
         finally:
             os.close(descriptor)
-        self._bytes: npt.NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
+        self.memory: npt.NDArray[np.uint8] = np.frombuffer(mapped, np.uint8)
 
     def hide(self) -> None:
         """Remove the file: the server has mapped it, or never will."""
         self._path.unlink(missing_ok=True)
 
-    def written(self, request: Request) -> bytes:
-        """Write the inputs; the message that says where they are."""
+    def written(self, request: Request, reserved: Mapping[str, int]) -> tuple[bytes, dict[str, slice]]:
+        """Write the inputs.
+
+        Parameters
+        ----------
+        request : Request
+        reserved : mapping of str to int
+            Outputs that go into the region too, and their sizes in bytes.
+
+        Returns
+        -------
+        bytes
+            The message that says where everything is.
+        dict of str to slice
+            Where the outputs will be.
+        """
         message = header(request)
         offset = 0
         for tensor, array in zip(message.inputs, request.inputs.values(), strict=True):
-            target = self._bytes[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
+            target = self.memory[offset : offset + array.nbytes].view(array.dtype).reshape(array.shape)
             np.copyto(target, array)
-            tensor.parameters["shared_memory_region"].string_param = self.name
-            tensor.parameters["shared_memory_byte_size"].int64_param = array.nbytes
-            if offset:
-                tensor.parameters["shared_memory_offset"].int64_param = offset
-            offset += aligned(array.nbytes)
-        return message.SerializeToString()  # type: ignore[no-any-return]
+            offset = self._put(tensor, offset, array.nbytes)
+        places = {}
+        for tensor in message.outputs:
+            if tensor.name in reserved:
+                places[tensor.name] = slice(offset, offset + reserved[tensor.name])
+                offset = self._put(tensor, offset, reserved[tensor.name])
+        return message.SerializeToString(), places
+
+    def _put(self, tensor: Any, offset: int, nbytes: int) -> int:
+        """Say in the message where a tensor is; where the next one may be."""
+        tensor.parameters["shared_memory_region"].string_param = self.name
+        tensor.parameters["shared_memory_byte_size"].int64_param = nbytes
+        if offset:
+            tensor.parameters["shared_memory_offset"].int64_param = offset
+        return offset + aligned(nbytes)
 
 
 def is_stale(name: str) -> bool:

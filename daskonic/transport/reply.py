@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -13,6 +14,8 @@ from daskonic.errors import DaskonicError, DeadlineError, ServerError
 from daskonic.transport.status import translated
 
 __all__ = ["CurableReply", "GrpcReply"]
+
+logger = logging.getLogger(__name__)
 
 
 class GrpcReply:
@@ -56,8 +59,10 @@ class CurableReply:
         Sends, and returns gRPC's future.
     cure : callable of grpc.RpcError
         How to send again, or None where that would not help. Runs on gRPC's thread: must not wait.
-    over : callable of grpc.Future or None
+    over : callable of grpc.Future
         Called once when nothing more will be sent, before the reply is done.
+    finish : callable of bytes
+        What the caller gets for the raw answer.
     address : str
     """
 
@@ -66,11 +71,14 @@ class CurableReply:
         send: Callable[[], Any],
         cure: Callable[[Any], Callable[[], Any] | None],
         over: Callable[[Any], None],
+        finish: Callable[[bytes], Any],
         address: str,
     ) -> None:
         self._cure = cure
         self._over = over
+        self._finish = finish
         self._address = address
+        self._callbacks: list[Callable[[CurableReply], None]] = []
         self._last: Future[Any] = Future()  # gRPC's future that has the final say
         self._lock = threading.Lock()
         self._cancelled = False
@@ -78,9 +86,9 @@ class CurableReply:
         self._current = send()
         self._current.add_done_callback(self._arrived)
 
-    def result(self) -> bytes:
-        """The raw answer."""
-        return GrpcReply(self._last.result(), self._address).result()
+    def result(self) -> Any:
+        """The answer."""
+        return self._finish(GrpcReply(self._last.result(), self._address).result())
 
     def done(self) -> bool:
         """Whether it is over."""
@@ -95,24 +103,38 @@ class CurableReply:
 
     def add_done_callback(self, callback: Callable[[CurableReply], None]) -> None:
         """Call back on gRPC's thread."""
-        self._last.add_done_callback(lambda _: callback(self))
+        with self._lock:
+            if not self._last.done():
+                self._callbacks.append(callback)
+                return
+        callback(self)
 
     def _arrived(self, future: Any) -> None:
         """An attempt ended: send again, or be done."""
         try:
             if not self._send_again(future):
-                self._over(future)
-                self._last.set_result(future)
+                self._end(future, None)
         except DaskonicError as error:  # the cure itself failed, and says why
-            self._fail(future, error)
+            self._end(future, error)
         except Exception as error:  # noqa: BLE001 - or whoever waits would wait for ever
             # Only the class: the text might quote what was sent.
-            self._fail(future, ServerError(f"{self._address}: {type(error).__name__} while sending again"))
+            self._end(future, ServerError(f"{self._address}: {type(error).__name__} while sending again"))
 
-    def _fail(self, future: Any, error: DaskonicError) -> None:
-        """Be done, with an error of our own."""
+    def _end(self, future: Any, error: DaskonicError | None) -> None:
+        """Be done, with what gRPC's future has or an error of our own."""
         self._over(future)
-        self._last.set_exception(error)
+        with self._lock:
+            if error is None:
+                self._last.set_result(future)
+            else:
+                self._last.set_exception(error)
+            # Not kept, as a Future would: they lead back here, and shared memory would wait for the collector.
+            callbacks, self._callbacks = self._callbacks, []
+        for callback in callbacks:
+            try:
+                callback(self)
+            except Exception:
+                logger.exception("a callback of a reply of %s failed", self._address)
 
     def _send_again(self, future: Any) -> bool:
         """Whether a second attempt is under way now."""

@@ -25,6 +25,7 @@ __all__ = [
     "GrpcStatus",
     "error_from_status",
     "is_about_credentials",
+    "is_too_small_region",
     "is_unknown_region",
     "translated",
     "was_not_run",
@@ -36,6 +37,7 @@ BROKEN_INSTANCE = ("stub process", "is not healthy")
 OTHER_PROTOCOL = ("trying to connect an http1.x server", "unexpected http", "failed parsing http/2")
 TOO_LARGE = ("larger than max",)
 RESTRICTED = ("this protocol is restricted",)
+TOO_SMALL_REGION = ("shared memory size specified with the request",)
 UNKNOWN_REGION = ("unable to find shared memory region",)
 TLS = (
     (
@@ -106,6 +108,11 @@ def is_about_credentials(error: Any) -> bool:
 def is_unknown_region(error: Any) -> bool:
     """Whether the server does not know our shared memory, as after a restart."""
     return any(words in (error.details() or "").lower() for words in UNKNOWN_REGION)
+
+
+def is_too_small_region(error: Any) -> bool:
+    """Whether an output is larger than the model's description says."""
+    return any(words in (error.details() or "").lower() for words in TOO_SMALL_REGION)
 
 
 def was_not_run(error: Any) -> bool:
