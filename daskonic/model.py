@@ -11,17 +11,20 @@ while those before them are on their way.
 from __future__ import annotations
 
 import functools
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 
 from daskonic import trim as trimming
 from daskonic.config import resolve
-from daskonic.errors import ConfigError, ResponseError, SpecError
+from daskonic.errors import ConfigError, InferenceError, ResponseError, ServerError, SpecError
 from daskonic.features import Batch, Features, GraphRows, Rows
 from daskonic.features.buckets import Which
 from daskonic.plugin import current_pool, pool_for
@@ -30,6 +33,8 @@ from daskonic.report import Report
 from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
 
 __all__ = ["Model", "Pending"]
+
+logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31
 
@@ -60,6 +65,9 @@ class Model:
         batches of similar length, where the model leaves the length open. ``"auto"``: if
         the scores stay the same to 1e-5, which is tried on real rows, two for each new length, once per
         process and model; where they do not, a warning says so, and rows go in full length.
+    on_failure : {"raise", "mask"}
+        What becomes of rows that could not be scored within the timeout: an error, or None in their place
+        and their number in the report.
     **settings
         With ``servers``: further keys of ``daskonic.yaml``, such as ``timeout="30 s"``.
 
@@ -79,6 +87,7 @@ class Model:
         outputs: Iterable[str] | None = None,
         batch_size: int | None = None,
         trim: Literal["auto", "always", "never"] = "auto",
+        on_failure: Literal["raise", "mask"] = "raise",
         **settings: Any,
     ) -> None:
         if settings and servers is None:
@@ -87,6 +96,8 @@ class Model:
             raise ConfigError(f"batch_size is {batch_size}; at least 1 is needed")
         if trim not in trimming.MODES:
             raise ConfigError(f"trim is {trim!r}; there are {', '.join(trimming.MODES)}")
+        if on_failure not in ("raise", "mask"):
+            raise ConfigError(f"on_failure is {on_failure!r}; there are raise, mask")
         self.name = name
         self.version = str(version)
         self.features = features if features is not None else Features.plain()
@@ -94,6 +105,7 @@ class Model:
         self.outputs = None if outputs is None else tuple(outputs)
         self.batch_size = batch_size
         self.trim = trim
+        self.on_failure = on_failure
         self._settings = None if servers is None else resolve(servers, **settings)
 
     def __repr__(self) -> str:
@@ -173,11 +185,12 @@ def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
         inputs = model.features(objects, spec)
     with report.stage("flatten"):
         rows = inputs.flatten()
-    report.rows, report.useful_nbytes = len(rows), rows.useful_nbytes
+    report.rows, report.cut, report.useful_nbytes = len(rows), rows.n_cut, rows.useful_nbytes
     run = _Run(model, spec, pool, report)
-    scores = _send(run, rows, _split(run, rows))
+    scores = _send(run, rows, _split(run, rows), mask=model.on_failure == "mask")
     with report.stage("unflatten"):
-        return rows.unflatten(_named(scores.arrays, model), scores.names), report
+        nested = rows.unflatten(_named(scores.arrays, model), scores.names)
+        return (nested if scores.missing is None else rows.mask(nested, ~scores.missing)), report
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,43 +212,52 @@ def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
     floor = None
     if isinstance(rows, Rows) and buckets is not None and model.trim == "auto":
         how, send = (model.features.identity, model.outputs), functools.partial(_send, run)
-        floor = trimming.floor(run.pool, spec, how, rows, buckets, max_rows, send)
+        try:
+            floor = trimming.floor(run.pool, spec, how, rows, buckets, max_rows, send)
+        except ServerError:
+            if model.on_failure == "raise":
+                raise
+            buckets = None  # nothing can be tried just now
     return rows.split(max_rows, run.pool.settings.batch_nbytes, buckets, floor)
 
 
-def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch]) -> _Joined:
+def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, mask: bool = False) -> _Joined:
     """Outputs of all rows: several batches are on their way while the next one is made."""
     model, spec, pool, report = run.model, run.spec, run.pool, run.report
     scores = _Joined(_wanted(model, spec), rows)
-    with _Window(pool, scores, report) as window:
+    with _Window(pool, scores, report, mask=mask) as window:
         for batch in batches:
             with report.stage("features"):
                 block = rows.features(batch.which)
             with report.stage("encode"):
                 tensors = rows.tensors(block, batch.lengths)
                 request = Request(spec.name, spec.version, tensors, scores.names, batch.n_rows)
-            with report.stage("submit"):
-                call = pool.submit(request, spec, (model.name, model.version))
+            with report.stage("submit"), window.missing_if_it_fails(batch):
+                window.add(batch, pool.submit(request, spec, (model.name, model.version)))
             report.sent_nbytes += sum(t.nbytes for t in tensors.values())
-            window.add(batch, call)
+            window.take()
     return scores
 
 
 class _Window:
     """The batches of one call that are on their way, in order."""
 
-    def __init__(self, pool: Pool, scores: _Joined, report: Report) -> None:
+    def __init__(self, pool: Pool, scores: _Joined, report: Report, *, mask: bool) -> None:
         self._calls: deque[tuple[Batch, Call]] = deque()
         self._pool = pool
         self._scores = scores
         self._report = report
+        self._mask = mask
 
     def __enter__(self) -> Self:
         return self
 
     def add(self, batch: Batch, call: Call) -> None:
-        """One more; answers that are there are taken, and waited for when too many are not."""
+        """One more."""
         self._calls.append((batch, call))
+
+    def take(self) -> None:
+        """Answers that are there are taken, and waited for when too many are not."""
         while self._calls and (self._calls[0][1].done() or len(self._calls) > self._pool.room()):
             self._collect()
 
@@ -247,19 +269,34 @@ class _Window:
             for _batch, call in self._calls:  # after an error nobody wants these
                 call.cancel()
 
+    @contextmanager
+    def missing_if_it_fails(self, batch: Batch) -> Iterator[None]:
+        """Where that is the user's policy, rows that cannot be scored are missing, and the others go on."""
+        try:
+            yield
+        except (ServerError, InferenceError) as error:
+            if not self._mask:
+                raise
+            logger.warning("%d rows are left without scores: %s", batch.n_rows, error)
+            self._scores.miss(batch)
+            self._report.masked += batch.n_rows
+
     def _collect(self) -> None:
         """Wait for the oldest batch and put its rows in their place."""
         batch, call = self._calls[0]
-        with self._report.stage("infer"):
-            answer = call.infer()
-        with self._report.stage("decode"):
-            response = call.decode(answer)
-        with self._report.stage("join"):
-            self._scores.join(batch, response)
+        with self.missing_if_it_fails(batch):
+            with self._report.stage("infer"):
+                answer = call.infer()
+            with self._report.stage("decode"):
+                response = call.decode(answer)
+            with self._report.stage("join"):
+                self._scores.join(batch, response)
+            self._report.endpoints[call.address] += 1
+            if call.server_s is not None:
+                self._report.add_server_s(*call.server_s)
         self._calls.popleft()
         self._report.requests += call.attempts
         self._report.retries += call.attempts - 1
-        self._report.endpoints[call.address] += 1
 
 
 class _Joined:
@@ -275,6 +312,14 @@ class _Joined:
             n, shape = (len(rows), tensor.shape) if offsets is None else (offsets[-1], tensor.shape[1:])
             self.arrays[tensor.name] = np.empty((n, *(0 if d == ANY else d for d in shape)), tensor.dtype)
         self._filled = 0
+        self.missing: npt.NDArray[np.bool_] | None = None
+        self._n_rows = len(rows)
+
+    def miss(self, batch: Batch) -> None:
+        """Rows of one batch have no entries."""
+        if self.missing is None:
+            self.missing = np.zeros(self._n_rows, np.bool_)
+        self.missing[batch.which] = True
 
     def join(self, batch: Batch, response: Response) -> None:
         """Entries of one batch."""

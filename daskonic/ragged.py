@@ -18,7 +18,7 @@ import numpy.typing as npt
 from daskonic.errors import InputError, SpecError
 from daskonic.tensors import Array
 
-__all__ = ["Layout", "Level", "content", "depth_of", "flatten", "pad", "unflatten"]
+__all__ = ["Layout", "Level", "content", "depth_of", "flatten", "mask", "pad", "unflatten"]
 
 Counts = npt.NDArray[np.int64]
 
@@ -152,6 +152,24 @@ def unflatten(values: Array | Mapping[str, Array], layout: Layout) -> Any:
         if level.missing is not None:
             array = _with_missing(array, level.missing)
     return array
+
+
+def mask(nested: Any, keep: npt.NDArray[np.bool_], layout: Layout) -> Any:
+    """None in the place of rows.
+
+    Parameters
+    ----------
+    nested : ak.Array or numpy.ndarray
+        As :func:`unflatten` gives it.
+    keep : array of bool, [n_rows]
+    layout : Layout
+
+    Returns
+    -------
+    ak.Array
+    """
+    array = _from_numpy(nested) if isinstance(nested, np.ndarray) else nested
+    return ak.mask(array, unflatten(keep, layout))
 
 
 def content(array: Any, what: str) -> tuple[Array, Counts | None]:

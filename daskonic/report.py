@@ -24,6 +24,9 @@ STAGES = (
 """Steps of the spine. ``submit`` is time without a permit, ``infer`` time without an answer."""
 
 
+COUNTS = ("rows", "requests", "retries", "masked", "cut", "sent_nbytes", "useful_nbytes")
+
+
 @dataclass(slots=True)
 class Report:
     """Account of one call, or of several merged.
@@ -32,6 +35,10 @@ class Report:
     ----------
     rows, requests, retries : int
         Rows scored, requests sent with all their attempts, attempts beyond the first.
+    masked : int
+        Rows without scores, where the model's policy is to go on without them.
+    cut : int
+        Rows longer than the input's length, of which the end was left out as in the training.
     sent_nbytes : int
         Bytes of the messages' tensors, each counted once.
     useful_nbytes : int
@@ -42,11 +49,16 @@ class Report:
         Who made the numbers.
     stages_s : dict of str to float
         Seconds of the calling thread in each step of :data:`STAGES`.
+    server_s : dict of str to float
+        Seconds of these requests in the servers' ``queue`` and ``compute``, by the servers' own mean times; empty
+        where they tell none. What is left of ``infer`` is wire, and waiting of the thread for a core.
     """
 
     rows: int = 0
     requests: int = 0
     retries: int = 0
+    masked: int = 0
+    cut: int = 0
     sent_nbytes: int = 0
     useful_nbytes: int = 0
     endpoints: Counter[str] = field(default_factory=Counter)
@@ -54,6 +66,12 @@ class Report:
     model_version: str = ""
     config_digest: str = ""
     stages_s: dict[str, float] = field(default_factory=dict)
+    server_s: dict[str, float] = field(default_factory=dict)
+
+    def add_server_s(self, queue_s: float, compute_s: float) -> None:
+        """Count one request's time in a server."""
+        for name, seconds in (("queue", queue_s), ("compute", compute_s)):
+            self.server_s[name] = self.server_s.get(name, 0.0) + seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -70,14 +88,15 @@ class Report:
         total = cls()
         names: dict[str, set[str]] = {"model": set(), "model_version": set(), "config_digest": set()}
         for report in reports:
-            for count in ("rows", "requests", "retries", "sent_nbytes", "useful_nbytes"):
+            for count in COUNTS:
                 setattr(total, count, getattr(total, count) + getattr(report, count))
             total.endpoints.update(report.endpoints)
-            for stage, seconds in report.stages_s.items():
-                total.stages_s[stage] = total.stages_s.get(stage, 0.0) + seconds
-            for name, seen in names.items():
-                seen.add(getattr(report, name))
-        for name, seen in names.items():
+            for spent, seconds_of in ((total.stages_s, report.stages_s), (total.server_s, report.server_s)):
+                for name, seconds in seconds_of.items():
+                    spent[name] = spent.get(name, 0.0) + seconds
+            for field_name, seen in names.items():
+                seen.add(getattr(report, field_name))
+        for field_name, seen in names.items():
             seen.discard("")
-            setattr(total, name, seen.pop() if len(seen) == 1 else "mixed" if seen else "")
+            setattr(total, field_name, seen.pop() if len(seen) == 1 else "mixed" if seen else "")
         return total

@@ -282,3 +282,53 @@ class TestHandle:
         for thread in threads:
             thread.join()
         assert not wrong
+
+
+class TestFailurePolicy:
+    """Rows that cannot be scored are an error, or missing and counted; never a number."""
+
+    def half_failing(self, n_rows=20):
+        """Batches that hold row 5 or 17 fail for good."""
+        spec = ModelSpec("m", "1", (TensorSpec("x", FLOAT, (1,)),), (TensorSpec("y", FLOAT, (2,)),), 4)
+
+        def answer(x):
+            if np.isin(x["x"], (5.0, 17.0)).any():
+                raise InferenceError("not these")
+            return {"y": np.concatenate([x["x"], -x["x"]], axis=1)}
+
+        transport = MemoryTransport("host:1", spec, answer)
+        return Pool(resolve(["host:1"]), lambda _: transport)
+
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_mask_puts_none_in_the_place_of_rows(self, nested):
+        pool = self.half_failing()
+        array = np.arange(20, dtype=np.float32).reshape(-1, 1)
+        jagged = ak.unflatten(ak.from_numpy(array, regulararray=True), [3, 0, 10, 7])
+        scores, report = _score(dk.Model("m", on_failure="mask"), jagged if nested else array, pool)
+        flat = ak.to_list(ak.flatten(scores) if nested else scores)
+        lost = {4, 5, 6, 7, 16, 17, 18, 19}
+        assert flat == [None if i in lost else [i, -i] for i in range(20)]
+        assert report.masked == 8
+        if nested:
+            assert ak.to_list(ak.num(scores)) == [3, 0, 10, 7]
+        pool.close()
+
+    def test_raise_is_the_default(self):
+        pool = self.half_failing()
+        with pytest.raises(InferenceError, match="not these"):
+            _score(dk.Model("m"), np.arange(20, dtype=np.float32).reshape(-1, 1), pool)
+        pool.close()
+
+    def test_other_policies_are_refused(self):
+        with pytest.raises(ConfigError, match="there are raise, mask"):
+            dk.Model("m", on_failure="zero")
+
+
+def test_the_report_tells_the_servers_times_and_cut_rows(server):
+    """Queue and compute come from the server's statistics; rows longer than the input are counted."""
+    model = dk.Model("sum", servers=server, features=dk.Features(lambda x: {"X": x}, pad={"X": dk.Pad(16)}))
+    pending = model.submit(ak.Array([[1.0] * 20, [2.0] * 16, [3.0], []]))
+    np.testing.assert_allclose(ak.to_numpy(pending.result())[:, 0], [16, 32, 3, 0])
+    assert pending.report.cut == 1
+    assert pending.report.server_s["compute"] > 0
+    assert pending.report.server_s["queue"] >= 0

@@ -13,13 +13,14 @@ from typing import Any
 
 import awkward as ak
 import numpy as np
+import numpy.typing as npt
 
 from daskonic.errors import InputError, SpecError
 from daskonic.features.buckets import Batch, Which
 from daskonic.features.graph import GRAPHS, Graph
 from daskonic.features.plan import Block, Column, as_dtype
 from daskonic.features.rows import NO_LENGTHS
-from daskonic.ragged import Counts, Layout, Level, unflatten
+from daskonic.ragged import Counts, Layout, Level, mask, unflatten
 from daskonic.tensors import ANY, Array, ModelSpec, TensorSpec
 
 __all__ = ["GraphInput", "GraphRows"]
@@ -84,6 +85,15 @@ class GraphRows:
     def useful_nbytes(self) -> int:
         """Bytes of all inputs: nothing is padded."""
         return int(self._graph_nbytes().sum())
+
+    @property
+    def n_cut(self) -> int:
+        """Nothing is cut."""
+        return 0
+
+    def mask(self, nested: Any, keep: npt.NDArray[np.bool_]) -> Any:
+        """What :meth:`unflatten` gave, with None for the graphs that are not kept."""
+        return mask(nested, keep, self.layout)
 
     def buckets(self) -> None:
         """No padding, no buckets."""

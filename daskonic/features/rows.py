@@ -18,7 +18,7 @@ from daskonic.errors import InputError
 from daskonic.features.buckets import Batch, Buckets, Ragged, Shape, Which, split
 from daskonic.features.formula import Formula, evaluate_flat
 from daskonic.features.plan import Block, Column, Plan, Variable, as_dtype
-from daskonic.ragged import Counts, Layout, pad, unflatten
+from daskonic.ragged import Counts, Layout, mask, pad, unflatten
 from daskonic.tensors import ANY, Array, TensorSpec
 
 if TYPE_CHECKING:
@@ -82,6 +82,16 @@ class Rows:
                 total += items[key] * plan.item_nbytes // (len(plan.variables) if plan.stacked else 1)
         return total
 
+    @property
+    def n_cut(self) -> int:
+        """Rows that are longer than an input, of which the end is left out as in the training."""
+        longer = np.zeros(len(self), np.bool_)
+        for plan in self.plans:
+            if plan.pad is not None and plan.shape[plan.axis] != ANY:
+                for counts in self._counts(plan):
+                    longer |= counts > plan.shape[plan.axis]
+        return int(longer.sum())
+
     def buckets(self) -> Buckets | None:
         """Rows by their lengths; None if the model takes no other length than it gets in full."""
         plans: dict[tuple[int, ...], list[Plan]] = {}
@@ -130,6 +140,10 @@ class Rows:
     def unflatten(self, values: Array | Mapping[str, Array], outputs: Sequence[str]) -> Any:  # noqa: ARG002
         """The nesting back around the rows; ``outputs`` are the names of the model's outputs."""
         return unflatten(values, self.layout)
+
+    def mask(self, nested: Any, keep: npt.NDArray[np.bool_]) -> Any:
+        """What :meth:`unflatten` gave, with None for the rows that are not kept."""
+        return mask(nested, keep, self.layout)
 
     def offsets(self, output: TensorSpec) -> None:  # noqa: ARG002
         """Every output has one entry for each row."""

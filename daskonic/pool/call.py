@@ -40,6 +40,8 @@ class Call:
         Time to make the messages, over all attempts.
     address : str
         Endpoint of the last attempt, and in the end of the one that answered.
+    server_s : (float, float) or None
+        Mean times of such requests in that server's queue and computing, by its own account.
     """
 
     def __init__(self, pool: Pool, request: Request, spec: ModelSpec, key: ModelKey, deadline: float) -> None:
@@ -56,6 +58,7 @@ class Call:
         self.waited_s = 0.0
         self.encoded_s = 0.0
         self.address = ""
+        self.server_s: tuple[float, float] | None = None
 
     def send(self, avoid: Endpoint | None = None) -> None:
         """Get a permit and put one attempt on the wire."""
@@ -97,7 +100,7 @@ class Call:
         (attempt,) = self._running
         response = attempt.permit.endpoint.transport().decode(answer)
         check_response(response, self._request, self._spec, self.address)
-        self._pool.ask_account(attempt.permit.endpoint, self._key)
+        self.server_s = self._pool.ask_account(attempt.permit.endpoint, self._key)
         return response
 
     def _start(self, permit: Permit) -> None:

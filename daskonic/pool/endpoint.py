@@ -28,6 +28,8 @@ class Endpoint:
         What it last told of each model that it did; None where it tells nothing.
     account_due : float
         When it is asked again.
+    told_s : dict
+        Mean seconds of a request in its queue and of computing, between its last two accounts.
     not_before : float
         When the next request may go, where the window is smaller than 1.
     """
@@ -48,6 +50,7 @@ class Endpoint:
         self.specs: dict[ModelKey, ModelSpec | None] = {}
         self.accounts: dict[ModelKey, Account | None] = {}
         self.account_due = 0.0
+        self.told_s: dict[ModelKey, tuple[float, float]] = {}
 
     def transport(self) -> Transport:
         """The connection, made at first use."""

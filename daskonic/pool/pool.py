@@ -247,25 +247,27 @@ class Pool:
             else:
                 logger.warning("%s is asked again after calls went on without servers", endpoint.address)
 
-    def ask_account(self, endpoint: Endpoint, key: ModelKey) -> None:
-        """Now and then after an answer: the server's own account of its queue, which only it sees whole."""
+    def ask_account(self, endpoint: Endpoint, key: ModelKey) -> tuple[float, float] | None:
+        """Mean time in the queue and of computing by the server's own account, which is asked for now and then."""
         now = time.monotonic()
         with self._condition:
             known = endpoint.accounts.get(key, Account())
-            if self.settings.window is not None or known is None or now < endpoint.account_due:
-                return
+            if known is None or now < endpoint.account_due:
+                return endpoint.told_s.get(key)
             endpoint.account_due = now + ACCOUNT_EVERY_S * random.uniform(0.5, 1.5)
         try:
             account = endpoint.transport().account(*key, timeout_s=1.0)
         except DaskonicError as error:
             logger.info("%s tells no statistics: %s", endpoint.address, error)
-            return
+            return None
         with self._condition:
             endpoint.accounts[key] = account
             if account is not None and account.requests > known.requests:
                 n = account.requests - known.requests
-                queue_s, compute_s = account.queue_s - known.queue_s, account.compute_s - known.compute_s
-                endpoint.window.told(queue_s / n, compute_s / n)
+                told_s = (account.queue_s - known.queue_s) / n, (account.compute_s - known.compute_s) / n
+                endpoint.told_s[key] = told_s
+                endpoint.window.told(*told_s)
+            return endpoint.told_s.get(key)
 
     def room(self) -> int:
         """Requests that may be in flight together."""
