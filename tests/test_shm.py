@@ -362,13 +362,13 @@ def test_whose_a_name_is():
     ("host", "here"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("", True)]
 )
 def test_this_host(host, here):
-    assert shm.is_here(host) is here
+    assert region.is_here(host) is here
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
 def test_another_host(host):
     """Addresses of documentation and names that do not exist are not this host."""
-    assert not shm.is_here(host)
+    assert not region.is_here(host)
 
 
 def test_through_a_model(triton):

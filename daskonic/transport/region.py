@@ -8,6 +8,7 @@ import logging
 import mmap
 import os
 import re
+import socket
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "aligned",
     "disown",
     "has_shared_memory",
+    "is_here",
     "is_room_for",
     "is_stale",
     "remove_stale_files",
@@ -191,3 +193,28 @@ def _is_there(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def is_here(host: str) -> bool:
+    """Whether a name or address is one of this host.
+
+    Parameters
+    ----------
+    host : str
+        Empty for a Unix socket.
+    """
+    if not host:
+        return True
+    try:
+        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
+    except OSError:
+        return False
+    return bool(found) and all(_can_bind(family, address) for family, _, _, _, address in found)
+
+
+def _can_bind(family: int, address: Any) -> bool:
+    """Only an address of this host can be bound to."""
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.bind(address)
+        return True
+    return False

@@ -19,11 +19,9 @@ What keeps a crash from leaving anything behind:
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import re
-import socket
 import threading
 import time
 import weakref
@@ -42,12 +40,13 @@ from daskonic.transport.region import (
     aligned,
     disown,
     has_shared_memory,
+    is_here,
     is_room_for,
     is_stale,
     remove_stale_files,
 )
 
-__all__ = ["SMALLEST_NBYTES", "Regions", "SharedAnswer", "SharedMessage", "is_here"]
+__all__ = ["SMALLEST_NBYTES", "Regions", "SharedAnswer", "SharedMessage"]
 
 # benchmarks/bench_shm.py, sink model: 64 and 128 kB gain nothing, 256 kB a factor 1.2, 1 MB 1.5, 8 MB 3.5.
 SMALLEST_NBYTES = 256 * 1024
@@ -380,28 +379,3 @@ class Regions:
         with self._lock:
             self._shares = False
         logger.info("requests to %s go over the wire, not through shared memory: %s", self._address, reason)
-
-
-def is_here(host: str) -> bool:
-    """Whether a name or address is one of this host.
-
-    Parameters
-    ----------
-    host : str
-        Empty for a Unix socket.
-    """
-    if not host:
-        return True
-    try:
-        found = socket.getaddrinfo(host, 0, type=socket.SOCK_DGRAM)
-    except OSError:
-        return False
-    return bool(found) and all(_can_bind(family, address) for family, _, _, _, address in found)
-
-
-def _can_bind(family: int, address: Any) -> bool:
-    """Only an address of this host can be bound to."""
-    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.bind(address)
-        return True
-    return False
