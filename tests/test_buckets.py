@@ -300,3 +300,35 @@ def test_real_jets_travel_with_at_most_forty_percent_padding_and_score_the_same(
         ratio = pending.report.sent_nbytes / pending.report.useful_nbytes
         assert ratio < 1.4 if trim == "auto" else ratio > 2.4
     assert float(ak.max(np.abs(scores["auto"] - scores["never"]))) < 1e-5
+
+
+def test_requests_of_two_workers_are_joined_by_dynamic_batching(tagger):
+    """Two pools that know nothing of each other send the same few shapes; Triton's statistics tell the rest."""
+    from tritonclient.grpc import InferenceServerClient
+
+    triton, made, objects = tagger
+    models = [
+        dk.Model(
+            demo.MODEL,
+            features=made,
+            servers=[triton.address],
+            batch_size=64,
+            window=8,
+            timeout=f"{60 + i} s",
+        )
+        for i in range(2)
+    ]
+
+    def rows_by_size():
+        with InferenceServerClient(triton.address) as client:
+            (stats,) = client.get_inference_statistics(demo.MODEL).model_stats
+        return {b.batch_size: b.batch_size * b.compute_infer.count for b in stats.batch_stats}
+
+    for model in models:
+        model(objects)
+    before = rows_by_size()
+    pending = [model.submit(objects) for model in models]
+    assert ak.all(pending[0].result() == pending[1].result())
+    rows = {size: n - before.get(size, 0) for size, n in rows_by_size().items()}
+    assert sum(rows.values()) >= 2 * pending[0].report.rows  # some may be asked twice
+    assert sum(n for size, n in rows.items() if size > 64) >= 0.8 * sum(rows.values())
