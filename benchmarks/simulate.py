@@ -84,7 +84,8 @@ class Result:
 
     answered: list[int] = field(default_factory=list)
     """Answers by worker."""
-    sent: int = 0
+    ended: int = 0
+    """Requests that were answered, rejected or lost."""
     rejected: int = 0
     rejected_late: int = 0
     """After ten seconds."""
@@ -237,7 +238,6 @@ class Worker:
                 self._wake_up(self.balancer.next_change(now))
                 return
             attempts = self._waiting.popleft()
-            self._simulation.result.sent += 1
             server = self._servers[permit.endpoint.address]
             self._simulation.after(
                 self._simulation.setup.wire_s,
@@ -263,6 +263,7 @@ class Worker:
     def _replied(self, permit: Permit, attempts: int, error: DaskonicError | None) -> None:
         """An answer, or a reason to try again."""
         now = self._simulation.now
+        self._simulation.result.ended += 1
         self.balancer.ended(permit, now, error)
         if error is None:
             self.answered += 1
@@ -314,8 +315,8 @@ def figures(setup: Setup, result: Result) -> dict[str, float]:
         "answered": answered,
         "utilisation": statistics.mean(late) / most,
         "jain": jain(result.answered),
-        "requests_per_answer": result.sent / max(answered, 1),
-        "rejected": result.rejected / max(result.sent, 1),
+        "requests_per_answer": result.ended / max(answered, 1),
+        "rejected": result.rejected / max(result.ended, 1),
         "rejected_late": result.rejected_late / max(sum(result.by_second[int(LATE_S) :]), 1),
         "queue_median": statistics.median(result.queue_lengths),
         "latency_median_s": statistics.median(result.latencies_s),

@@ -233,7 +233,11 @@ def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, mask: 
                 tensors = rows.tensors(block, batch.lengths)
                 request = Request(spec.name, spec.version, tensors, scores.names, batch.n_rows)
             with report.stage("submit"), window.missing_if_it_fails(batch):
-                window.add(batch, pool.submit(request, spec, (model.name, model.version)))
+                call = pool.submit(request, spec, (model.name, model.version))
+                report.move(
+                    call.encoded_s, "submit", "encode"
+                )  # the message is made for the server that has a permit
+                window.add(batch, call)
             report.sent_nbytes += sum(t.nbytes for t in tensors.values())
             window.take()
     return scores

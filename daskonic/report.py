@@ -73,6 +73,11 @@ class Report:
         for name, seconds in (("queue", queue_s), ("compute", compute_s)):
             self.server_s[name] = self.server_s.get(name, 0.0) + seconds
 
+    def move(self, seconds: float, start: str, to: str) -> None:
+        """Count time to another step than the one it was spent in."""
+        self.stages_s[start] = self.stages_s.get(start, 0.0) - seconds
+        self.stages_s[to] = self.stages_s.get(to, 0.0) + seconds
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Count the time of a ``with`` block to one step."""

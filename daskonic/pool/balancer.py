@@ -23,7 +23,7 @@ ENOUGH = 16
 """Answers before a straggler can be told from a slow model."""
 STRAGGLER = 2.0
 """Times the slowest twentieth of the latest answers: then a request is sent a second time."""
-PROBE_EVERY = 30
+PROBE_EVERY = 10
 """Requests between two that find out whether an endpoint is back, where others are well: no storm at a dead server."""
 EXTRA = 0.03
 """Second requests, as a part of all."""
@@ -173,6 +173,7 @@ class Balancer:
             endpoint.failures_total += 1
             if endpoint.breaker.failed(now):
                 endpoint.window.lost()
+                endpoint.specs.clear()  # what comes back in its place may be another server
         else:  # permanent: the request's fault or the model's, not the endpoint's
             endpoint.failures_total += 1
             endpoint.breaker.succeeded(now)

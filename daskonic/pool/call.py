@@ -9,12 +9,20 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from daskonic.errors import DaskonicError, DeadlineError, ModelNotFoundError, ServerError, UnavailableError
+from daskonic.errors import (
+    DaskonicError,
+    DeadlineError,
+    ModelNotFoundError,
+    OverloadedError,
+    ServerError,
+    UnavailableError,
+)
 from daskonic.pool.balancer import Permit
+from daskonic.pool.breaker import full_jitter
 from daskonic.pool.check import check_response, refuse_disagreement
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.tensors import ModelSpec, Request, Response
-from daskonic.transport import Reply
+from daskonic.transport import Reply, Transport
 
 if TYPE_CHECKING:
     from daskonic.pool.pool import Pool
@@ -23,6 +31,9 @@ __all__ = ["Call"]
 
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("daskonic.requests")
+
+SLOWER_ATTEMPTS = 4
+"""Failed attempts after which the pause before the next one grows no more."""
 
 
 class Call:
@@ -53,6 +64,7 @@ class Call:
         nbytes = sum(array.nbytes for array in request.inputs.values())
         self._kind = (key, (2 * nbytes).bit_length())
         self._running: list[_Attempt] = []
+        self._reason = ""
         self._ended = threading.Event()
         self.attempts = 0
         self.waited_s = 0.0
@@ -63,7 +75,12 @@ class Call:
     def send(self, avoid: Endpoint | None = None) -> None:
         """Get a permit and put one attempt on the wire."""
         begin = time.monotonic()
-        permit = self._pool.acquire(self._key, self._kind, self._deadline, avoid)
+        try:
+            permit = self._pool.acquire(self._key, self._kind, self._deadline, avoid)
+        except DeadlineError as error:
+            if not self._reason:
+                raise
+            raise DeadlineError(f"{error}; before that: {self._reason}") from error
         self.waited_s += time.monotonic() - begin
         self._start(permit)
 
@@ -85,7 +102,7 @@ class Call:
             except DaskonicError as error:
                 self._running.remove(attempt)
                 if not self._running:
-                    self._prepare_retry(error)
+                    self._prepare_retry(error, attempt.permit.sent_at)
                     self.send(avoid=attempt.permit.endpoint)
             else:
                 for other in self._running:
@@ -98,7 +115,8 @@ class Call:
     def decode(self, answer: Any) -> Response:
         """The outputs of the answer, checked against what the model promised."""
         (attempt,) = self._running
-        response = attempt.permit.endpoint.transport().decode(answer)
+        assert attempt.transport is not None
+        response = attempt.transport.decode(answer)
         check_response(response, self._request, self._spec, self.address)
         self.server_s = self._pool.ask_account(attempt.permit.endpoint, self._key)
         return response
@@ -109,20 +127,24 @@ class Call:
         self.attempts += 1
         self.address = endpoint.address
         reply: Reply
+        transport = None
         try:
             self._verify(endpoint)
             begin = time.monotonic()
-            message = endpoint.transport().encode(self._request)
+            transport = (
+                endpoint.transport()
+            )  # one for the whole attempt: the endpoint may get another meanwhile
+            message = transport.encode(self._request)
             permit.sent_at = time.monotonic()
             self.encoded_s += permit.sent_at - begin
             left_s = max(self._deadline - permit.sent_at, 0.001)
-            reply = endpoint.transport().submit(message, min(self._pool.settings.attempt_timeout_s, left_s))
+            reply = transport.submit(message, min(self._pool.settings.attempt_timeout_s, left_s))
         except DaskonicError as error:
             reply = _Failed(error)
         except BaseException:
             self._pool.release(permit, None, given_up=True)
             raise
-        attempt = _Attempt(permit, reply)
+        attempt = _Attempt(permit, reply, transport)
         self._running.append(attempt)
         reply.add_done_callback(lambda reply: self._end(attempt, reply))
         request_logger.debug(
@@ -154,42 +176,53 @@ class Call:
                     )
                     self._start(permit)
 
-    def _prepare_retry(self, error: DaskonicError) -> None:
+    def _prepare_retry(self, error: DaskonicError, sent_at: float) -> None:
         """Count another attempt, or raise ``error`` if there must be none.
 
-        There is no wait here: an endpoint that is away or full rests, and a permit elsewhere is free at once.
+        An endpoint that is away or full rests, and a permit elsewhere is free at once, so there is hardly a wait
+        here. But one may be well for all other requests and not rest; this one then comes back ever more slowly.
         """
         left_s = self._deadline - time.monotonic()
         if not (error.retryable or isinstance(error, DeadlineError)):
             raise error
         if left_s <= 0:
             tried = f"after {self.attempts} attempts in {self._pool.settings.timeout_s:g} s"
-            raise type(error)(f"{error} ({tried})") from error
+            before = f"; before that: {self._reason}" if self._reason else ""
+            raise type(error)(f"{error} ({tried}){before}") from error
+        if not isinstance(error, DeadlineError):  # which tells nothing new at the deadline
+            self._reason = str(error)
         logger.warning("attempt %s of a request failed, trying again: %s", self.attempts, error)
         self._pool.count_retry()
+        if self.attempts > 1 and not isinstance(error, OverloadedError):
+            next_s = sent_at + full_jitter(min(self.attempts, SLOWER_ATTEMPTS)) - time.monotonic()
+            time.sleep(min(max(next_s, 0.0), left_s))
 
     def _verify(self, endpoint: Endpoint) -> None:
-        """An endpoint that was away at first contact must offer the same model before it is used."""
+        """An endpoint that was away, at first contact or later, must offer the same model before it is used."""
         if self._key in endpoint.specs:
             return
-        error = self._pool.ask(endpoint, *self._key, self._pool.settings.connect_timeout_s)
-        if isinstance(error, ModelNotFoundError):
-            raise UnavailableError(str(error)) from error  # others may have it: go there
+        settings = self._pool.settings
+        left_s = max(self._deadline - time.monotonic(), 0.001)
+        timeout_s = min(settings.connect_timeout_s, settings.attempt_timeout_s, left_s)
+        error = self._pool.ask(endpoint, *self._key, timeout_s)
+        if isinstance(error, ModelNotFoundError) and self._pool.is_elsewhere(self._key):
+            raise UnavailableError(str(error)) from error
         if error is not None:
             raise error
-        spec = endpoint.specs[self._key]
-        assert spec is not None
-        refuse_disagreement([self._spec, spec], [endpoint.address])
+        spec = endpoint.specs.get(self._key)
+        if spec is not None:  # else it went away again
+            refuse_disagreement([self._spec, spec], [endpoint.address])
 
 
 class _Attempt:
     """A request on its way to one endpoint."""
 
-    __slots__ = ("given_up", "permit", "reply")
+    __slots__ = ("given_up", "permit", "reply", "transport")
 
-    def __init__(self, permit: Permit, reply: Reply) -> None:
+    def __init__(self, permit: Permit, reply: Reply, transport: Transport | None) -> None:
         self.permit = permit
         self.reply = reply
+        self.transport = transport
         self.given_up = False
 
     def give_up(self) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable
 
+from daskonic.errors import ServerError
 from daskonic.pool.breaker import Breaker
 from daskonic.pool.stats import EndpointStats
 from daskonic.pool.window import Window
@@ -40,6 +42,8 @@ class Endpoint:
         self.address = address
         self._connect = connect
         self._transport: Transport | None = None
+        self._opening = threading.Lock()
+        self._over = False
         self.window = Window(window, rng)
         self.breaker = Breaker(rng)
         self.in_flight = 0
@@ -53,10 +57,13 @@ class Endpoint:
         self.told_s: dict[ModelKey, tuple[float, float]] = {}
 
     def transport(self) -> Transport:
-        """The connection, made at first use."""
-        if self._transport is None:
-            self._transport = self._connect(self.address)
-        return self._transport
+        """The connection, made at first use; ServerError after the end."""
+        with self._opening:  # two threads at once would make two, and one of them would never be closed
+            if self._over:
+                raise ServerError(f"{self.address}: the pool of connections is closed")
+            if self._transport is None:
+                self._transport = self._connect(self.address)
+            return self._transport
 
     @property
     def is_connected(self) -> bool:
@@ -80,8 +87,10 @@ class Endpoint:
             healthy=not self.breaker.is_away(now),
         )
 
-    def close(self) -> None:
-        """Drop the connection."""
-        transport, self._transport = self._transport, None
+    def close(self, *, for_good: bool = False) -> None:
+        """Drop the connection; ``for_good``: and never make another one."""
+        with self._opening:
+            transport, self._transport = self._transport, None
+            self._over = self._over or for_good
         if transport is not None:
             transport.close()

@@ -35,13 +35,13 @@ def fallback_endpoint(settings: Settings, rng: random.Random) -> Endpoint | None
     if settings.fallback == "inprocess":
         return Endpoint(IN_PROCESS, lambda _: InProcess(repository), PERMITS_IN_PROCESS, rng)
     if settings.fallback == "server":
-        return Endpoint(LOCAL_SERVER, lambda _: _at_shared_server(repository), settings.window, rng)
+        return Endpoint(LOCAL_SERVER, lambda _: _at_shared_server(settings), settings.window, rng)
     return None
 
 
-def _at_shared_server(repository: str) -> Transport:
-    """A connection to the node's own server, which the first worker that needs it starts."""
-    return GrpcTransport(shared_server(repository))
+def _at_shared_server(settings: Settings) -> Transport:
+    """A connection to the node's own server, which the first worker that needs it starts; no secret is sent there."""
+    return GrpcTransport(shared_server(settings.fallback_repository), shared_memory=settings.shared_memory)
 
 
 class InProcess:

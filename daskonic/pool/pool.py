@@ -152,7 +152,7 @@ class Pool:
         if self._background is not None:
             self._background.shutdown(wait=False, cancel_futures=True)
         for endpoint in self._all():
-            endpoint.close()
+            endpoint.close(for_good=True)
 
     def _all(self) -> list[Endpoint]:
         """Every endpoint, the fallback last."""
@@ -166,7 +166,10 @@ class Pool:
         while True:
             with self._condition:
                 asked = sorted(self._balancer.active(time.monotonic()), key=lambda e: e.address)
-            errors = [self.ask(e, model, version, max(deadline - time.monotonic(), 0.1)) for e in asked]
+            errors = []
+            for i, endpoint in enumerate(asked):  # one that hangs leaves time for the others
+                share_s = (deadline - time.monotonic()) / (len(asked) - i)
+                errors.append(self.ask(endpoint, model, version, max(share_s, 0.1)))
             described = [(e, e.specs.get((model, version))) for e in asked]
             found = {e.address: spec for e, spec in described if spec is not None}
             if found:
@@ -174,7 +177,8 @@ class Pool:
                 return next(iter(found.values()))
             failures = [e for e in errors if e is not None]
             self._refuse_closed()
-            if not any(e.retryable for e in failures) or time.monotonic() >= deadline:
+            may_pass = any(e.retryable or isinstance(e, DeadlineError) for e in failures)
+            if not may_pass or time.monotonic() >= deadline:
                 raise _worst(failures)
             time.sleep(RETRY_PAUSE_S)
 
@@ -282,6 +286,10 @@ class Pool:
             for e in self._balancer.active(now)
         )
         return f"no server could take the request within {self.settings.timeout_s:g} s: {states}"
+
+    def is_elsewhere(self, key: ModelKey) -> bool:
+        """Whether some endpoint may have the model."""
+        return any(e.has(key) for e in self._all())
 
     def count_retry(self) -> None:
         """One more attempt of the same request."""

@@ -28,7 +28,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from daskonic.config import NO_CREDENTIALS, Credentials, host_of
-from daskonic.errors import DaskonicError, ModelNotFoundError, ServerError, SpecError
+from daskonic.errors import DaskonicError, ModelNotFoundError, ServerError, SpecError, UnavailableError
 from daskonic.tensors import ANY, ModelSpec, Request, Response, TensorSpec
 from daskonic.transport.base import Account
 from daskonic.transport.credentials import metadata, open_channel
@@ -160,7 +160,7 @@ class GrpcTransport:
             try:
                 return infer.future(content, timeout=left_s, metadata=headers)
             except ValueError:  # not quoted: gRPC's own text has the headers
-                closed = ServerError(f"{self.address}: the connection is closed")
+                closed = UnavailableError(f"{self.address}: the connection is closed")
             raise closed
 
         if isinstance(message, SharedMessage):
@@ -265,7 +265,7 @@ class GrpcTransport:
             return call(request, timeout=timeout_s, metadata=headers)
         except ValueError:  # not quoted: gRPC's own text has the headers
             again = False
-            failure: DaskonicError = ServerError(f"{self.address}: the connection is closed")
+            failure: DaskonicError = UnavailableError(f"{self.address}: the connection is closed")
         except grpc.RpcError as error:
             again = again and self._has_secrets and is_about_credentials(error)
             failure = translated(error, self.address)

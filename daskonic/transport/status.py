@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 OVERLOAD = ("exceeds maximum queue size", "request timeout expired")
-DRAINING = ("has no available versions", "server exiting")
+DRAINING = ("has no available versions", "is not at ready state", "server exiting")
 BROKEN_INSTANCE = ("stub process", "is not healthy")
 OTHER_PROTOCOL = ("trying to connect an http1.x server", "unexpected http", "failed parsing http/2")
 TOO_LARGE = ("larger than max",)
@@ -127,7 +127,7 @@ def _classify(code: grpc.StatusCode, text: str, *, tls: bool) -> tuple[type[Dask
     if any(words in text for words in OVERLOAD):
         return OverloadedError, "the server's queue is full"
     if any(words in text for words in DRAINING):
-        return UnavailableError, "the model is being unloaded or the server is stopping"
+        return UnavailableError, "the model is being loaded, unloaded or replaced, or the server is stopping"
     if all(words in text for words in BROKEN_INSTANCE):
         return UnavailableError, "the model's process on the server has died"
     if any(words in text for words in OTHER_PROTOCOL):
