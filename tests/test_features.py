@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 from typing import Any
 
 import awkward as ak
+import cloudpickle
 import numpy as np
 import pytest
 
@@ -95,6 +97,22 @@ class TestFunction:
     def test_survives_pickling(self) -> None:
         features = pickle.loads(pickle.dumps(dk.Features(stacked_pt)))
         assert tensors(features, JETS, spec(("x", "f4", (2,))))["x"].shape == (3, 2)
+
+
+class Callable:
+    """A function with a state."""
+
+    def __call__(self, jets: Any) -> dict[str, Any]:
+        return stacked_pt(jets)
+
+
+def test_features_are_known_again_after_pickling_and_apart_from_others() -> None:
+    """What was found out about a model with some features is kept for them, and for no others."""
+    functions = [stacked_pt, Callable(), functools.partial(stacked_pt), lambda j: j.pt, lambda j: j.hits]
+    made = [dk.Features(f) for f in functions]
+    again = [cloudpickle.loads(cloudpickle.dumps(f)).identity for f in made]
+    assert again == [f.identity for f in made]
+    assert len(set(again)) == 4  # the partial is the function
 
 
 WRONG = {

@@ -120,6 +120,32 @@ def test_the_size_of_a_batch_changes_nothing(yaml: Path) -> None:
         np.testing.assert_array_equal(whole[name], np.concatenate([b[name] for b in one]))
 
 
+def test_batches_of_similar_length_are_the_same_rows_without_the_rest_of_the_padding(yaml: Path) -> None:
+    """Constant and wrapped inputs, two lengths, rows out of order: each is the beginning of the padded one."""
+    jets = make_jets()
+    whole = ours(yaml, jets, spec())
+    open_lengths = {name: (*shape[:1], *[-1] * (len(shape) - 1)) for name, shape in MODEL.items()}
+    rows = dk.Features.from_weaver(yaml)(jets, spec(open_lengths)).flatten()
+    buckets = rows.buckets()
+    assert buckets is not None
+    assert buckets.full == (20,)
+    seen: list[int] = []
+    for batch in rows.split(64, 10_000, buckets):
+        which = np.arange(len(rows))[batch.which]
+        seen += which.tolist()
+        for name, tensor in rows.tensors(rows.features(batch.which), batch.lengths).items():
+            assert tensor.shape[2:] == (() if name == "jet" else (batch.lengths[name],))
+            expected = whole[name][which]
+            np.testing.assert_array_equal(
+                tensor, expected[..., : tensor.shape[-1]] if tensor.ndim == 3 else expected
+            )
+            some = rows.take(which)
+            again = some.tensors(some.features(slice(0, len(some))), batch.lengths)
+            np.testing.assert_array_equal(tensor, again[name])
+    assert sorted(seen) == list(range(len(rows)))
+    assert seen != sorted(seen)
+
+
 def test_inputs_that_the_model_lacks_are_not_made(yaml: Path) -> None:
     rows = dk.Features.from_weaver(yaml)(make_jets(5), spec({"points": (2, 20)})).flatten()
     assert rows.steps == ()

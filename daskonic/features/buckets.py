@@ -170,7 +170,7 @@ class Buckets:
         keys = self._keys
         last = int(np.prod(self._sizes)) - 1
         if floor is not None:
-            short = [k for k in range(last) if self._shape(k) <= floor]
+            short = [k for k in np.flatnonzero(np.bincount(keys)).tolist() if self._shape(k) <= floor]
             keys = np.where(np.isin(keys, np.array(short, keys.dtype)), keys.dtype.type(last), keys)
         order, ends = self._order(keys)
         sizes = np.diff(ends, prepend=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import CodeType
@@ -17,7 +18,7 @@ from daskonic.features.rows import Inputs, Rows
 from daskonic.ragged import Counts, Layout, content, depth_of, flatten
 from daskonic.tensors import ANY, ModelSpec, TensorSpec
 
-__all__ = ["FunctionFeatures", "code", "column", "common_layout", "named"]
+__all__ = ["FunctionFeatures", "column", "common_layout", "identity", "named"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class FunctionFeatures:
     @property
     def identity(self) -> str:
         """Name and code; a function that is unpickled again has the same."""
-        return repr((getattr(self.function, "__module__", ""), str(self), code(self.function)))
+        return identity(self.function)
 
     def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
         """Call the function and compare names with the model's."""
@@ -124,13 +125,20 @@ def common_layout(objects: Any, layouts: list[tuple[str, Layout]]) -> Layout:
     return first
 
 
-def code(function: Any) -> Any:
+def identity(function: Callable[[Any], Any]) -> str:
+    """Name and code of a function, the same after pickling."""
+    target = function.func if isinstance(function, functools.partial) else function
+    named = target if hasattr(target, "__qualname__") else type(target)
+    return repr((named.__module__, named.__qualname__, _code(target) or _code(type(target).__call__)))
+
+
+def _code(function: Any) -> Any:
     """What a Python function does, without addresses."""
-    found = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
-    if found is None:
+    code = function if isinstance(function, CodeType) else getattr(function, "__code__", None)
+    if code is None:
         return None
-    constants = [code(c) if isinstance(c, CodeType) else c for c in found.co_consts]
-    return found.co_code, found.co_names, constants
+    constants = [_code(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    return code.co_code, code.co_names, constants
 
 
 def column(name: str, array: Any, rank: int, tensor: TensorSpec) -> tuple[Column, Layout]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from daskonic.errors import SpecError
-from daskonic.features.function import code, column, common_layout, named
+from daskonic.features.function import column, common_layout, identity, named
 from daskonic.features.graph import GRAPHS, Graph
 from daskonic.features.graph_rows import GraphInput, GraphRows
 from daskonic.features.plan import Column
@@ -32,7 +32,7 @@ class GraphFeatures:
     @property
     def identity(self) -> str:
         """Name, code and meaning of the function."""
-        return repr((str(self), code(self.function), str(self.graph)))
+        return f"{identity(self.function)} {self.graph}"
 
     def inputs(self, objects: Any, spec: ModelSpec) -> _GraphInputs:
         """Call the function and compare names and dimensions with the model's."""
