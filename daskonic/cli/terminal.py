@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from distributed import WorkerPlugin
 
+    from daskonic.report import Report
     from daskonic.tagging import Progress, Summary
 
 __all__ = ["facts_of", "interrupts_ignored", "print_summary", "progress_bar", "quiet", "quiet_workers"]
@@ -103,6 +104,10 @@ def facts_of(summary: Summary, seconds: float) -> dict[str, Any]:
         "jets_per_s": round(_rate(summary), 1),
         "requests": report.requests,
         "retries": report.retries,
+        "jets_cut": report.cut,
+        "sent_nbytes": report.sent_nbytes,
+        "useful_nbytes": report.useful_nbytes,
+        "server_s": {name: round(s, 3) for name, s in report.server_s.items()},
         "servers": dict(report.endpoints),
         "model": summary.model,
         "model_version": summary.model_version,
@@ -135,13 +140,26 @@ def print_summary(summary: Summary, seconds: float, more: Mapping[str, str] | No
             f"{summary.seconds:.1f} s, and {max(seconds - summary.seconds, 0):.1f} s for the Dask cluster",
         ),
         ("stages", _shares(summary)),
+        ("cut", f"{report.cut:,} jets have more constituents than the inputs hold" if report.cut else ""),
         ("requests", f"{report.requests:,}, {report.retries:,} of them retries"),
+        ("bytes", _bytes(report)),
+        (
+            "server",
+            "  ".join(f"{name} {s / report.requests * 1e3:.1f} ms" for name, s in report.server_s.items()),
+        ),
         ("servers", ", ".join(f"{a} ({n:,})" for a, n in sorted(report.endpoints.items()))),
         *(more or {}).items(),
     ):
         if value:
             table.add_row(name, value)
     Console(soft_wrap=True).print(table)
+
+
+def _bytes(report: Report) -> str:
+    """What was sent, and how much of it padding is."""
+    if not report.useful_nbytes:
+        return ""
+    return f"{report.sent_nbytes / 1e6:,.1f} MB, {report.sent_nbytes / report.useful_nbytes:.2f} times the useful ones"
 
 
 def _shares(summary: Summary) -> str:

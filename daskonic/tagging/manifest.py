@@ -57,7 +57,7 @@ class Record:
     nbytes : int
     sha256 : str
         Size and digest of the file.
-    requests, retries, sent_nbytes : int
+    requests, retries, cut, sent_nbytes, useful_nbytes : int
         As in :class:`~daskonic.Report`.
     endpoints : dict of str to int
         Requests answered by each server.
@@ -65,6 +65,8 @@ class Record:
         Who made the numbers.
     stages_s : dict of str to float
         Seconds in each step, reading (``events``) and writing (``write``) included.
+    server_s : dict of str to float
+        As in :class:`~daskonic.Report`.
     worker : str
         Address of the Dask worker.
     finished : str
@@ -82,11 +84,14 @@ class Record:
     sha256: str
     requests: int = 0
     retries: int = 0
+    cut: int = 0
     sent_nbytes: int = 0
+    useful_nbytes: int = 0
     endpoints: dict[str, int] = field(default_factory=dict)
     model_version: str = ""
     config_digest: str = ""
     stages_s: dict[str, float] = field(default_factory=dict)
+    server_s: dict[str, float] = field(default_factory=dict)
     worker: str = ""
     finished: str = ""
 

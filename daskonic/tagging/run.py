@@ -223,12 +223,15 @@ class _Run:
                 rows=r.rows,
                 requests=r.requests,
                 retries=r.retries,
+                cut=r.cut,
                 sent_nbytes=r.sent_nbytes,
+                useful_nbytes=r.useful_nbytes,
                 endpoints=_counter(r),
                 model=self.job.model.name,
                 model_version=r.model_version,
                 config_digest=r.config_digest,
                 stages_s=r.stages_s,
+                server_s=r.server_s,
             )
             for r in self.fresh
         )
@@ -243,6 +246,9 @@ class _Run:
             "rows": report.rows,
             "requests": report.requests,
             "retries": report.retries,
+            "cut": report.cut,
+            "sent_nbytes": report.sent_nbytes,
+            "useful_nbytes": report.useful_nbytes,
             "servers": dict(report.endpoints),
             "stages_s": {stage: round(s, 3) for stage, s in report.stages_s.items()},
         }
