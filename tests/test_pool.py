@@ -239,3 +239,34 @@ def test_closing_wakes_who_waits(make_pool):
     pool.close()
     thread.join(5)
     assert "closed" in str(caught[0])
+
+
+def test_a_request_does_not_outlive_the_job(make_pool, monkeypatch):
+    """Where SLURM says when it ends the job, waiting ends half a minute before."""
+    monkeypatch.setenv("SLURM_JOB_END_TIME", str(time.time() + 30.2))
+    pool = make_pool(delay_s=0.0)
+    pool.spec("double", "")
+    pool.transports[0].failures += [UnavailableError("gone")] * 10_000
+    begin = time.monotonic()
+    with pytest.raises((UnavailableError, DeadlineError)):
+        answer(send(pool))
+    assert time.monotonic() - begin < 10  # of a timeout of five minutes
+
+
+def test_a_straggler_is_asked_for_elsewhere(make_pool):
+    """One slow endpoint among two: the answer comes from the quick one, and both permits come back."""
+    pool = make_pool(2, delay_s=0.01, window=4)
+    for _ in range(60):
+        answer(send(pool))
+    for transport in pool.transports:
+        transport._delay_s = 5.0
+    call = send(pool)
+    time.sleep(0.02)
+    for transport in pool.transports:
+        transport._delay_s = 0.01
+    begin = time.monotonic()
+    answer(call)
+    assert time.monotonic() - begin < 4
+    assert call.attempts == 2
+    assert pool.stats().hedges_total == 1
+    assert pool.stats().retries_total == 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import platform
 import random
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.2
 ACCOUNT_EVERY_S = 10.0
+JOB_MARGIN_S = 30.0
 
 
 class Pool:
@@ -109,7 +111,7 @@ class Pool:
 
     def submit(self, request: Request, spec: ModelSpec, key: ModelKey) -> Call:
         """Send a request as soon as there is a permit, and return while it is under way."""
-        call = Call(self, request, spec, key, time.monotonic() + self.settings.timeout_s)
+        call = Call(self, request, spec, key, time.monotonic() + min(self.settings.timeout_s, _job_left_s()))
         call.send()
         return call
 
@@ -300,6 +302,15 @@ class Pool:
         """ServerError once the pool is closed."""
         if self._closed:
             raise ServerError("the pool of connections is closed (worker or plugin shut down)")
+
+
+def _job_left_s() -> float:
+    """Time until the batch system ends this worker, less what a task needs to end in order; infinite if nobody says."""
+    try:
+        end_s = float(os.environ["SLURM_JOB_END_TIME"])
+    except (KeyError, ValueError):
+        return math.inf
+    return max(end_s - time.time() - JOB_MARGIN_S, 0.0)
 
 
 def _worst(errors: list[DaskonicError]) -> DaskonicError:
