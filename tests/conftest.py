@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from faults import FaultyServer, write_faulty
 from triton_models import write_model
 from weaver_inputs import import_weaver
 
@@ -18,6 +19,19 @@ def triton(tmp_path_factory):
     write_model(repository, "half", kind="identity", dtype="FP16")
     with dk.local_server(repository) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory):
+    """Two Triton servers with the same models, to be mistreated; a test leaves them as they were."""
+    servers = []
+    for name in "ab":
+        repository = tmp_path_factory.mktemp(name)
+        write_faulty(repository)
+        servers.append(FaultyServer(repository))
+    yield servers
+    for server in servers:
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -43,19 +43,6 @@ BATCHES = ROWS // BATCH
 BIG_ROWS, BIG_BATCH = 256, 32
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    """Two servers with the same models."""
-    servers = []
-    for name in "ab":
-        repository = tmp_path_factory.mktemp(name)
-        write_faulty(repository)
-        servers.append(FaultyServer(repository))
-    yield servers
-    for server in servers:
-        server.stop()
-
-
 @pytest.fixture
 def proxies(pair):
     """A proxy in front of each server."""
