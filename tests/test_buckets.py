@@ -7,13 +7,13 @@ import logging
 import awkward as ak
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import daskonic as dk
 from daskonic import demo, server, tagging
 from daskonic.config import resolve
-from daskonic.errors import ConfigError, InferenceError, InputError
+from daskonic.errors import ConfigError, InferenceError, InputError, ResponseError
 from daskonic.features.buckets import REQUEST_NBYTES, Buckets, Ragged, ladder
 from daskonic.model import _score
 from daskonic.pool import Pool
@@ -46,6 +46,7 @@ def buckets(counts, full=LENGTH, item_nbytes=72, fixed_nbytes=0):
 
 
 class TestBatches:
+    @settings(deadline=None)
     @given(
         counts_of_rows,
         st.integers(1, 50),
@@ -64,6 +65,7 @@ class TestBatches:
             seen += which.tolist()
         assert sorted(seen) == list(range(len(counts)))
 
+    @settings(deadline=None)
     @given(counts_of_rows)
     def test_rows_of_one_length_keep_their_order(self, counts):
         for batch in buckets(counts).batches(1000, 10**9):
@@ -215,6 +217,10 @@ class TestTrimming:
         objects = jets(high=60)
         scores, _, _ = call(item_by_item, output=(-1,))(objects)
         assert str(scores.type).endswith(f"var * {LENGTH} * float32")
+
+    def test_nor_can_it_be_against_better_knowledge(self, call):
+        with pytest.raises(ResponseError, match="must not depend on the length of the inputs"):
+            call(item_by_item, output=(-1,))(jets(), trim="always")
 
     def test_always_and_never_ask_nobody(self, call):
         score = call(mean_of_all_places)

@@ -29,6 +29,13 @@ def a_function() -> dk.Features:
     return dk.Features(lambda jets: {"x": [jets.pt, jets.eta]}, pad={"x": dk.Pad(64, mode="wrap")})
 
 
+def a_graph(jets: Any) -> Any:
+    """Nodes and edges for a model without a batch dimension; rows sent in full length."""
+    graph = dk.Graph(nodes=["x"], edges=["e"], graphs=["y"], index={"e": "nodes"}, batch={"batch": "nodes"})
+    features = dk.Features(lambda jets: {"x": jets.x, "e": [jets.a, jets.b]}, graph=graph)
+    return dk.Model("drn", features=features, trim="never")(jets)
+
+
 def a_cluster(client: Client, servers: Sequence[str]) -> None:
     """Plugin, clusters and servers."""
     plugin = dk.InferencePlugin(servers, window=8, timeout="1 m")
