@@ -27,8 +27,8 @@ from daskonic.config import resolve
 from daskonic.errors import ConfigError, InferenceError, ResponseError, ServerError, SpecError
 from daskonic.features import Batch, Features, GraphRows, Rows
 from daskonic.features.buckets import Which
-from daskonic.plugin import current_pool, pool_for
-from daskonic.pool import Call, Pool
+from daskonic.plugin import claim_of_task, current_pool, honoured, pool_for
+from daskonic.pool import Call, Claim, Pool
 from daskonic.report import Report
 from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
 
@@ -135,7 +135,9 @@ class Model:
         ServerError
             No server answered in time, or the model failed.
         """
-        return _score(self, objects, self.pool())[0]
+        claim = claim_of_task()
+        with honoured(claim):
+            return _score(self, objects, self.pool(), claim)[0]
 
     def submit(self, objects: Any) -> Pending:
         """Start scoring and return at once; the scores come from :meth:`Pending.result`.
@@ -145,8 +147,8 @@ class Model:
         objects
             As in :meth:`__call__`.
         """
-        pool = self.pool()
-        return Pending(pool.start(_score, self, objects, pool))
+        pool, claim = self.pool(), claim_of_task()
+        return Pending(pool.start(_score, self, objects, pool, claim), claim)
 
     def spec(self) -> ModelSpec:
         """What the servers say of the model; asked once per process."""
@@ -160,12 +162,14 @@ class Model:
 class Pending:
     """Scores on their way."""
 
-    def __init__(self, future: Future[tuple[Any, Report]]) -> None:
+    def __init__(self, future: Future[tuple[Any, Report]], claim: Claim | None = None) -> None:
         self._future = future
+        self._claim = claim
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the scores; raises what :meth:`Model.__call__` would have raised."""
-        return self._future.result(timeout_s)[0]
+        with honoured(self._claim):
+            return self._future.result(timeout_s)[0]
 
     def done(self) -> bool:
         """Whether the scores, or an error, are there."""
@@ -177,7 +181,7 @@ class Pending:
         return self._future.result()[1]
 
 
-def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
+def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -> tuple[Any, Report]:
     """The whole way of one call, on the calling thread."""
     spec = _own_spec(model, pool)
     report = Report(model=spec.name, model_version=spec.version, config_digest=spec.config_digest)
@@ -186,7 +190,7 @@ def _score(model: Model, objects: Any, pool: Pool) -> tuple[Any, Report]:
     with report.stage("flatten"):
         rows = inputs.flatten()
     report.rows, report.cut, report.useful_nbytes = len(rows), rows.n_cut, rows.useful_nbytes
-    run = _Run(model, spec, pool, report)
+    run = _Run(model, spec, pool, report, claim)
     scores = _send(run, rows, _split(run, rows), mask=model.on_failure == "mask")
     with report.stage("unflatten"):
         nested = rows.unflatten(_named(scores.arrays, model), scores.names)
@@ -201,6 +205,7 @@ class _Run:
     spec: ModelSpec
     pool: Pool
     report: Report
+    claim: Claim | None
 
 
 def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
@@ -233,7 +238,7 @@ def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, mask: 
                 tensors = rows.tensors(block, batch.lengths)
                 request = Request(spec.name, spec.version, tensors, scores.names, batch.n_rows)
             with report.stage("submit"), window.missing_if_it_fails(batch):
-                call = pool.submit(request, spec, (model.name, model.version))
+                call = pool.submit(request, spec, (model.name, model.version), run.claim)
                 report.move(
                     call.encoded_s, "submit", "encode"
                 )  # the message is made for the server that has a permit

@@ -11,19 +11,22 @@ import ctypes
 import logging
 import os
 import threading
-from collections.abc import Iterable
+import weakref
+from collections.abc import Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from distributed import Worker, WorkerPlugin, get_worker
+from distributed import Reschedule, Worker, WorkerPlugin, get_worker
 
 from daskonic.config import Settings, resolve
-from daskonic.pool import Pool
+from daskonic.pool import Claim, Pool
 
-__all__ = ["InferencePlugin", "current_pool", "pool_for"]
+__all__ = ["InferencePlugin", "claim_of_task", "current_pool", "honoured", "pool_for"]
 
 logger = logging.getLogger(__name__)
 
 NAME = "daskonic"
+RUNNING = ("executing", "long-running")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_THRESHOLD_NBYTES = 256 * 2**20
@@ -56,7 +59,7 @@ class InferencePlugin(WorkerPlugin):
 
     def __init__(self, servers: Iterable[str] | str | None = None, **settings: Any) -> None:
         self.settings = resolve(servers, **settings)
-        self._pool: Pool | None = None
+        self._forget()
         Pool(self.settings)  # no server named: say so here, not in a task
 
     def __repr__(self) -> str:
@@ -67,7 +70,13 @@ class InferencePlugin(WorkerPlugin):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.settings = state["settings"]
-        self._pool = None
+        self._forget()
+
+    def _forget(self) -> None:
+        """Nothing is there yet that belongs to one worker."""
+        self._pool: Pool | None = None
+        self._claims: dict[Hashable, weakref.WeakSet[Claim]] = {}
+        self._claims_lock = threading.Lock()
 
     def setup(self, worker: Worker) -> None:
         """Build the pool, without connecting."""
@@ -85,6 +94,52 @@ class InferencePlugin(WorkerPlugin):
         """The worker's pool; None before setup and after teardown."""
         return self._pool
 
+    def claim(self, key: Hashable) -> Claim:
+        """A claim on calls, given up when Dask cancels the task with this key."""
+        claim = Claim(key)
+        with self._claims_lock:
+            self._claims.setdefault(key, weakref.WeakSet()).add(claim)
+        return claim
+
+    def transition(self, key: Hashable, start: str, finish: str, **_: Any) -> None:
+        """A task that runs is cancelled: by its user, or because the client is gone. Dask lets it run; its requests end."""
+        if start not in RUNNING or finish in RUNNING:
+            return
+        with self._claims_lock:
+            claims = self._claims.pop(key, ())
+            held = list(claims) if finish == "released" else []
+        for claim in held:
+            claim.give_up()
+
+
+def _here() -> InferencePlugin | None:
+    """The plugin of the Dask worker this runs on."""
+    try:
+        plugin = get_worker().plugins.get(NAME)
+    except ValueError:  # not in a task
+        return None
+    return plugin if isinstance(plugin, InferencePlugin) else None
+
+
+def claim_of_task() -> Claim | None:
+    """A claim that ends with the Dask task this runs in; None outside of one."""
+    plugin = _here()
+    return None if plugin is None else plugin.claim(get_worker().get_current_task())
+
+
+@contextmanager
+def honoured(claim: Claim | None) -> Iterator[None]:
+    """Calls of this task, which may be cancelled meanwhile.
+
+    Then there is no right result, and Dask is told so: should somebody have asked for the task again since, it runs
+    again. Otherwise Dask drops it.
+    """
+    try:
+        yield
+    finally:
+        if claim is not None and claim.is_given_up and claim.owner == get_worker().get_current_task():
+            raise Reschedule
+
 
 def current_pool() -> Pool:
     """The pool of the Dask worker this runs on, else one for this process from the configuration.
@@ -94,11 +149,8 @@ def current_pool() -> Pool:
     ConfigError
         Neither a plugin nor the configuration names a server.
     """
-    try:
-        plugin = get_worker().plugins.get(NAME)
-    except ValueError:  # not in a task
-        plugin = None
-    pool = plugin.pool() if isinstance(plugin, InferencePlugin) else None
+    plugin = _here()
+    pool = None if plugin is None else plugin.pool()
     return pool if pool is not None else pool_for(resolve())
 
 

@@ -65,6 +65,7 @@ class Call:
         self._kind = (key, (2 * nbytes).bit_length())
         self._running: list[_Attempt] = []
         self._reason = ""
+        self._cancelled = False
         self._ended = threading.Event()
         self.attempts = 0
         self.waited_s = 0.0
@@ -76,7 +77,7 @@ class Call:
         """Get a permit and put one attempt on the wire."""
         begin = time.monotonic()
         try:
-            permit = self._pool.acquire(self._key, self._kind, self._deadline, avoid)
+            permit = self._pool.acquire(self._key, self._kind, self._deadline, avoid, self.refuse_cancelled)
         except DeadlineError as error:
             if not self._reason:
                 raise
@@ -89,9 +90,16 @@ class Call:
         return any(attempt.reply.done() for attempt in self._running)
 
     def cancel(self) -> None:
-        """Give up; the answer is no longer wanted."""
-        for attempt in self._running:
+        """Give up, from any thread; the answer is no longer wanted."""
+        self._cancelled = True
+        for attempt in list(self._running):
             attempt.give_up()
+        self._pool.wake()
+
+    def refuse_cancelled(self) -> None:
+        """ServerError once the answer is no longer wanted."""
+        if self._cancelled:
+            raise ServerError("the request was cancelled: nobody wants its answer any more")
 
     def infer(self) -> Any:
         """Wait for the raw answer, trying again elsewhere or later while that makes sense."""
@@ -146,6 +154,8 @@ class Call:
             raise
         attempt = _Attempt(permit, reply, transport)
         self._running.append(attempt)
+        if self._cancelled:  # meanwhile
+            attempt.give_up()
         reply.add_done_callback(lambda reply: self._end(attempt, reply))
         request_logger.debug(
             "submit %s rows to %s, attempt %s", self._request.rows, self.address, self.attempts
@@ -182,6 +192,7 @@ class Call:
         An endpoint that is away or full rests, and a permit elsewhere is free at once, so there is hardly a wait
         here. But one may be well for all other requests and not rest; this one then comes back ever more slowly.
         """
+        self.refuse_cancelled()
         left_s = self._deadline - time.monotonic()
         if not (error.retryable or isinstance(error, DeadlineError)):
             raise error

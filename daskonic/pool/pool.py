@@ -32,6 +32,7 @@ from daskonic.errors import (
 from daskonic.pool.balancer import Balancer, Permit
 from daskonic.pool.call import Call
 from daskonic.pool.check import refuse_disagreement
+from daskonic.pool.claim import Claim
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.fallback import fallback_endpoint
 from daskonic.pool.stats import PoolStats
@@ -109,9 +110,11 @@ class Pool:
                 self._specs[model, version] = self._first_contact(model, version)
             return self._specs[model, version]
 
-    def submit(self, request: Request, spec: ModelSpec, key: ModelKey) -> Call:
+    def submit(self, request: Request, spec: ModelSpec, key: ModelKey, claim: Claim | None = None) -> Call:
         """Send a request as soon as there is a permit, and return while it is under way."""
         call = Call(self, request, spec, key, time.monotonic() + min(self.settings.timeout_s, _job_left_s()))
+        if claim is not None:
+            claim.add(call)
         call.send()
         return call
 
@@ -200,13 +203,21 @@ class Pool:
 
     # -- permits ---------------------------------------------------------------------------------
 
-    def acquire(self, key: ModelKey, kind: Hashable, deadline: float, avoid: Endpoint | None) -> Permit:
-        """A permit where the balancer says, waiting for one until the deadline."""
+    def acquire(
+        self,
+        key: ModelKey,
+        kind: Hashable,
+        deadline: float,
+        avoid: Endpoint | None,
+        refuse: Callable[[], None],
+    ) -> Permit:
+        """A permit where the balancer says, waiting for one until the deadline, or until ``refuse`` raises."""
         with self._condition:
             self._waiting += 1
             try:
                 while True:
                     self._refuse_closed()
+                    refuse()
                     now = time.monotonic()
                     permit = self._balancer.pick(key, kind, now, avoid)
                     if permit is not None:
@@ -217,6 +228,11 @@ class Pool:
                     self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
             finally:
                 self._waiting -= 1
+
+    def wake(self) -> None:
+        """Let threads that wait for a permit see whether they still want one."""
+        with self._condition:
+            self._condition.notify_all()
 
     def acquire_second(self, key: ModelKey, kind: Hashable, first: Endpoint) -> Permit | None:
         """A permit for the second request of a straggler, if there is one to spare just now."""
