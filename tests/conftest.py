@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+
 import pytest
-from faults import FaultyServer, write_faulty
+from fault_proxy import FaultProxy
+from faults import BATCH, ROWS, FaultyServer, assert_right, connections, eventually, jagged, write_faulty
 from triton_models import write_model
 from weaver_inputs import import_weaver
 
 import daskonic as dk
+from daskonic import plugin
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +38,54 @@ def pair(tmp_path_factory):
     yield servers
     for server in servers:
         server.stop()
+
+
+@pytest.fixture
+def proxies(pair):
+    """A proxy in front of each server."""
+    with FaultProxy(pair[0].address) as first, FaultProxy(pair[1].address) as second:
+        yield [first, second]
+
+
+@pytest.fixture
+def make_model():
+    """A model with a pool of its own; in the end all permits, connections and threads must be back."""
+    made, threads = [], set(threading.enumerate())
+
+    def model(name, servers, batch_size=BATCH, **settings):
+        patient = {"timeout": "60 s", "attempt_timeout": "10 s", "connect_timeout": "20 s"}
+        addresses = [server.address for server in servers]
+        made.append(dk.Model(name, servers=addresses, batch_size=batch_size, **(patient | settings)))
+        made[-1].pool()
+        return made[-1]
+
+    yield model
+    for model in made:
+        pool = model.pool()
+        assert eventually(lambda pool=pool: pool.stats().in_flight == 0)
+        assert pool.stats().waiting == 0
+        pool.close()
+    for model in made:
+        plugin._process_pools.pop((os.getpid(), model._settings), None)
+    addresses = {a for model in made for a in model._settings.servers}
+    assert eventually(lambda: connections(addresses) == 0, 5)
+    assert eventually(lambda: not new_threads(threads)), new_threads(threads)
+
+
+def new_threads(before):
+    return [t for t in threading.enumerate() if t not in before and t.name != "fault-proxy"]
+
+
+@pytest.fixture(scope="session")
+def quiet_s(pair):
+    """Time of a run that nobody disturbs."""
+    model, jets = dk.Model("sum", servers=[s.address for s in pair], batch_size=BATCH), jagged(0, ROWS)
+    model(jets)
+    begin = time.monotonic()
+    assert_right(model(jets), jets)
+    seconds = time.monotonic() - begin
+    model.pool().close()
+    return seconds
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import contextlib
 import socket
 import struct
 import threading
-from typing import Literal
+from typing import Literal, Self
 
 CHUNK = 65536
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -56,7 +56,7 @@ class FaultProxy:
         self._do(self._listen())
         self.address = f"127.0.0.1:{self._port}"
 
-    def __enter__(self) -> FaultProxy:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import threading
 import time
@@ -17,6 +18,11 @@ from triton_models import write_model
 import daskonic as dk
 from daskonic.pool.breaker import BACKOFF_LONGEST_S
 
+SEEDS = 20
+ROWS, BATCH = 320, 8
+BATCHES = ROWS // BATCH
+BIG_ROWS, BIG_BATCH = 256, 32
+BIG_BATCHES = BIG_ROWS // BIG_BATCH
 WIDE = 4096
 """Numbers in a row of the model ``wide``: 32 rows are more than go without shared memory."""
 
@@ -73,7 +79,7 @@ class FaultyServer:
 
     def unload(self, model: str) -> None:
         self._ask("POST", f"/v2/repository/models/{model}/unload")
-        assert eventually(lambda: self._state(model) == "UNAVAILABLE")
+        assert eventually(lambda: not self._is_ready(model))
 
     def load(self, model: str) -> None:
         self._ask("POST", f"/v2/repository/models/{model}/load")
@@ -93,9 +99,9 @@ class FaultyServer:
         else:
             path.unlink(missing_ok=True)
 
-    def _state(self, model: str) -> str:
+    def _is_ready(self, model: str) -> bool:
         index = json.loads(self._ask("POST", "/v2/repository/index"))
-        return next(m.get("state", "") for m in index if m["name"] == model)
+        return any(m["name"] == model and m.get("state") == "READY" for m in index)
 
     def _ask(self, method: str, path: str) -> bytes:
         url = self._triton.http_address + path
@@ -135,7 +141,7 @@ class Strike:
         self._pool = model.pool()
         self._due = self._pool.stats().requests_total + after
         self._act = act
-        self._error: BaseException | None = None
+        self._error: Exception | None = None
         self._thread = threading.Thread(target=self._run, name="strike")
         self.seconds = 0.0
         self._thread.start()
@@ -147,7 +153,7 @@ class Strike:
         begin = time.monotonic()
         try:
             self._act()
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - raised again by join
             self._error = error
         self.seconds = time.monotonic() - begin
 
@@ -157,6 +163,15 @@ class Strike:
         if self._error is not None:
             raise self._error
         return self.seconds
+
+
+def struck(model, jets, seed, act, *, batches=BATCHES):
+    """Scores of a run with a fault at a random moment, its time, and how long the fault took."""
+    strike = Strike(model, random.Random(seed).randrange(1, int(0.7 * batches)), act)
+    begin = time.monotonic()
+    scores = model(jets)
+    spent_s = time.monotonic() - begin
+    return scores, spent_s, strike.join()
 
 
 class Losses:

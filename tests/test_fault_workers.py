@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from distributed import Client
 from fault_proxy import FaultProxy
-from faults import assert_right, connections, eventually, jagged
+from faults import BATCH, ROWS, assert_right, connections, eventually, jagged
 
 import daskonic as dk
-
-ROWS, BATCH = 320, 8
 
 
 @pytest.fixture(scope="module")
