@@ -16,12 +16,13 @@ from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import Reschedule, Worker, WorkerPlugin, get_worker
+from distributed import Reschedule, Worker, WorkerPlugin, get_worker, rejoin, secede
+from distributed.threadpoolexecutor import thread_state
 
 from daskonic.config import Settings, resolve
 from daskonic.pool import Claim, Pool
 
-__all__ = ["InferencePlugin", "claim_of_task", "current_pool", "honoured", "pool_for"]
+__all__ = ["InferencePlugin", "aside", "claim_of_task", "current_pool", "honoured", "pool_for"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class InferencePlugin(WorkerPlugin):
         self._pool: Pool | None = None
         self._claims: dict[Hashable, weakref.WeakSet[Claim]] = {}
         self._claims_lock = threading.Lock()
+        self._aside = 0
 
     def setup(self, worker: Worker) -> None:
         """Build the pool, without connecting."""
@@ -101,6 +103,18 @@ class InferencePlugin(WorkerPlugin):
             self._claims.setdefault(key, weakref.WeakSet()).add(claim)
         return claim
 
+    def step_aside(self, nthreads: int) -> bool:
+        """Whether one more task may wait beside those that have a thread."""
+        with self._claims_lock:
+            room = self._aside + nthreads < self.settings.partitions_held
+            self._aside += room
+            return room
+
+    def step_back(self) -> None:
+        """Its wait is over."""
+        with self._claims_lock:
+            self._aside -= 1
+
     def transition(self, key: Hashable, start: str, finish: str, **_: Any) -> None:
         """A task that runs is cancelled: by its user, or because the client is gone. Dask lets it run; its requests end."""
         if start not in RUNNING or finish in RUNNING:
@@ -121,10 +135,45 @@ def _here() -> InferencePlugin | None:
     return plugin if isinstance(plugin, InferencePlugin) else None
 
 
+@contextmanager
+def aside() -> Iterator[None]:
+    """While this task waits for a server, the worker's thread is another task's.
+
+    Code of tasks still runs on as many threads at a time as the worker has: when the wait is over, this one waits for
+    its turn. So a worker of one thread, chosen perhaps for code that is not thread-safe, is busy too. Tasks held in
+    memory that way are bounded by ``partitions_held``; a task beyond that waits on its thread.
+    """
+    plugin = _here()
+    if (
+        plugin is None
+        or not hasattr(thread_state, "key")
+        or not plugin.step_aside(get_worker().state.nthreads)
+    ):
+        yield
+        return
+    try:
+        secede()  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            rejoin()  # type: ignore[no-untyped-call]
+    finally:
+        plugin.step_back()
+
+
 def claim_of_task() -> Claim | None:
     """A claim that ends with the Dask task this runs in; None outside of one."""
     plugin = _here()
-    return None if plugin is None else plugin.claim(get_worker().get_current_task())
+    if plugin is None:
+        return None
+    worker = get_worker()
+    claim = plugin.claim(worker.get_current_task())
+    # Cancelled before there was a claim: Dask changes the state first and tells the plugin then, so looking at the state
+    # once the claim is there misses nothing.
+    task = worker.state.tasks.get(claim.owner)
+    if task is not None and task.state == "cancelled":
+        claim.give_up()
+    return claim
 
 
 @contextmanager

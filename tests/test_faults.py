@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fault_proxy import ENHANCE_YOUR_CALM, NO_ERROR, FaultProxy
 from faults import (
+    BATCH,
     BIG_BATCH,
     BIG_ROWS,
     ROWS,
@@ -22,6 +25,7 @@ from faults import (
 
 from daskonic.errors import (
     DeadlineError,
+    ServerError,
     UnavailableError,
 )
 
@@ -155,3 +159,24 @@ def test_goaway(proxies, make_model):
         )
         assert_right(scores, jets)
     assert sum(proxy.faults for proxy in proxies) >= SEEDS
+
+
+def test_one_connection_for_threads_that_begin_together(proxies, make_model):
+    """Sixteen threads that are first at once make one connection, and a closed pool makes no other."""
+    model = make_model("sum", proxies[:1])
+    model.spec()
+    before = proxies[0].connections_total
+    model.pool()._endpoints[0].close()
+    together = threading.Barrier(16)
+
+    def first(seed):
+        together.wait()
+        assert_right(model(jagged(seed, BATCH)), jagged(seed, BATCH))
+
+    with ThreadPoolExecutor(16) as threads:
+        list(threads.map(first, range(16)))
+    assert proxies[0].connections_total == before + 1
+    model.pool().close()
+    with pytest.raises(ServerError, match="closed"):
+        model(jagged(0, BATCH))
+    assert proxies[0].connections_total == before + 1
