@@ -167,10 +167,11 @@ def claim_of_task() -> Claim | None:
     if plugin is None:
         return None
     worker = get_worker()
-    claim = plugin.claim(worker.get_current_task())
+    key: Any = worker.get_current_task()
+    claim = plugin.claim(key)
     # Cancelled before there was a claim: Dask changes the state first and tells the plugin then, so looking at the state
     # once the claim is there misses nothing.
-    task = worker.state.tasks.get(claim.owner)
+    task = worker.state.tasks.get(key)
     if task is not None and task.state == "cancelled":
         claim.give_up()
     return claim

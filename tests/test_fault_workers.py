@@ -65,6 +65,22 @@ def test_requests_of_tasks_that_nobody_wants(cluster, pair, how):
     client.close()
 
 
+def late(seed):
+    """Busy with something else until long after it is cancelled."""
+    time.sleep(2)
+    return slow(seed)
+
+
+def test_requests_of_tasks_cancelled_before_their_first(client, pair):
+    """A task that runs and has sent nothing when it is cancelled sends nothing that goes on."""
+    futures = client.map(late, range(4), pure=False)
+    assert eventually(lambda: sum(map(len, client.processing().values())) == 4)
+    time.sleep(0.5)
+    client.cancel(futures)
+    time.sleep(2)
+    assert eventually(lambda: is_idle(pair))
+
+
 def is_idle(pair):
     """Whether no server executes anything in the time of several executions."""
     before = [server.executed("sleep") for server in pair]
