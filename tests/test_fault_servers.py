@@ -71,7 +71,7 @@ def score_for_ever(model):
 
 def repeat(model, over):
     while not over.is_set():
-        model(jagged(0, BATCH, WIDE))
+        model(jagged(0, 8 * BATCH, WIDE))
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -186,16 +186,18 @@ def test_requests_for_a_model_that_is_gone_come_slowly(pair, mended, make_model)
     model(jagged(0, 8 * BATCH))
     pair[0].unload("sum")
     over, scores = threading.Event(), {}
-    others = threading.Thread(target=lambda: repeat(wide, over))
+    others = [threading.Thread(target=repeat, args=(wide, over)) for _ in range(4)]
     waiting = threading.Thread(target=lambda: scores.update(sum=model(jagged(1, 8 * BATCH))))
-    others.start()
+    for other in others:
+        other.start()
     waiting.start()
     time.sleep(2)
     retries = wide.pool().stats().retries_total
     pair[0].load("sum")
     waiting.join()
     over.set()
-    others.join()
+    for other in others:
+        other.join()
     assert_right(scores["sum"], jagged(1, 8 * BATCH))
     assert 0 < retries <= 8 * 10
 
