@@ -96,7 +96,7 @@ class Settings:
     fallback_repository : str
         Models for that, on the worker's file system.
     partitions_held : int
-        Submitted calls that are under way at one time in a process.
+        Partitions that wait for scores at one time in a process.
     """
 
     servers: tuple[str, ...]

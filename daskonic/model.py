@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -27,7 +27,7 @@ from daskonic.config import resolve
 from daskonic.errors import ConfigError, InferenceError, ResponseError, ServerError, SpecError
 from daskonic.features import Batch, Features, GraphRows, Rows
 from daskonic.features.buckets import Which
-from daskonic.plugin import claim_of_task, current_pool, honoured, pool_for
+from daskonic.plugin import aside, claim_of_task, current_pool, honoured, pool_for
 from daskonic.pool import Call, Claim, Pool
 from daskonic.report import Report
 from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
@@ -37,6 +37,8 @@ __all__ = ["Model", "Pending"]
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = 2**31
+PATIENCE_S = 0.005
+"""Shorter waits are not worth handing the thread to another task, which costs about a millisecond."""
 
 
 class Model:
@@ -168,7 +170,7 @@ class Pending:
 
     def result(self, timeout_s: float | None = None) -> Any:
         """Wait for the scores; raises what :meth:`Model.__call__` would have raised."""
-        with honoured(self._claim):
+        with honoured(self._claim), nullcontext() if self._future.done() else aside():
             return self._future.result(timeout_s)[0]
 
     def done(self) -> bool:
@@ -191,7 +193,7 @@ def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -
         rows = inputs.flatten()
     report.rows, report.cut, report.useful_nbytes = len(rows), rows.n_cut, rows.useful_nbytes
     run = _Run(model, spec, pool, report, claim)
-    scores = _send(run, rows, _split(run, rows), mask=model.on_failure == "mask")
+    scores = _send(run, rows, _split(run, rows))
     with report.stage("unflatten"):
         nested = rows.unflatten(_named(scores.arrays, model), scores.names)
         return (nested if scores.missing is None else rows.mask(nested, ~scores.missing)), report
@@ -216,7 +218,7 @@ def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
         buckets = None if model.trim == "never" else rows.buckets()
     floor = None
     if isinstance(rows, Rows) and buckets is not None and model.trim == "auto":
-        how, send = (model.features.identity, model.outputs), functools.partial(_send, run)
+        how, send = (model.features.identity, model.outputs), functools.partial(_send, run, trial=True)
         try:
             floor = trimming.floor(run.pool, spec, how, rows, buckets, max_rows, send)
         except ServerError:
@@ -226,11 +228,11 @@ def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
     return rows.split(max_rows, run.pool.settings.batch_nbytes, buckets, floor)
 
 
-def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, mask: bool = False) -> _Joined:
+def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial: bool = False) -> _Joined:
     """Outputs of all rows: several batches are on their way while the next one is made."""
     model, spec, pool, report = run.model, run.spec, run.pool, run.report
     scores = _Joined(_wanted(model, spec), rows)
-    with _Window(pool, scores, report, mask=mask) as window:
+    with _Window(run, scores, trial=trial) as window:
         for batch in batches:
             with report.stage("features"):
                 block = rows.features(batch.which)
@@ -251,12 +253,13 @@ def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, mask: 
 class _Window:
     """The batches of one call that are on their way, in order."""
 
-    def __init__(self, pool: Pool, scores: _Joined, report: Report, *, mask: bool) -> None:
+    def __init__(self, run: _Run, scores: _Joined, *, trial: bool) -> None:
         self._calls: deque[tuple[Batch, Call]] = deque()
-        self._pool = pool
+        self._pool, self._report = run.pool, run.report
         self._scores = scores
-        self._report = report
-        self._mask = mask
+        self._mask = run.model.on_failure == "mask" and not trial
+        # A trial holds a lock, on which the task that would have the thread meanwhile might wait.
+        self._aside: Callable[[], AbstractContextManager[None]] = nullcontext if trial else aside
 
     def __enter__(self) -> Self:
         return self
@@ -294,7 +297,10 @@ class _Window:
         """Wait for the oldest batch and put its rows in their place."""
         batch, call = self._calls[0]
         with self.missing_if_it_fails(batch):
-            with self._report.stage("infer"):
+            with (
+                self._report.stage("infer"),
+                nullcontext() if call.ends_within(PATIENCE_S) else self._aside(),
+            ):
                 answer = call.infer()
             with self._report.stage("decode"):
                 response = call.decode(answer)

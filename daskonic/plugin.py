@@ -16,7 +16,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distributed import Reschedule, Worker, WorkerPlugin, get_worker, rejoin, secede
+from distributed import Reschedule, Worker, WorkerPlugin, get_worker, secede
 from distributed.threadpoolexecutor import thread_state
 
 from daskonic.config import Settings, resolve
@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 NAME = "daskonic"
 RUNNING = ("executing", "long-running")
+TURN_S = 30.0
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_THRESHOLD_NBYTES = 256 * 2**20
@@ -103,10 +104,10 @@ class InferencePlugin(WorkerPlugin):
             self._claims.setdefault(key, weakref.WeakSet()).add(claim)
         return claim
 
-    def step_aside(self, nthreads: int) -> bool:
+    def step_aside(self) -> bool:
         """Whether one more task may wait beside those that have a thread."""
         with self._claims_lock:
-            room = self._aside + nthreads < self.settings.partitions_held
+            room = self._aside < self.settings.partitions_held
             self._aside += room
             return room
 
@@ -144,11 +145,7 @@ def aside() -> Iterator[None]:
     memory that way are bounded by ``partitions_held``; a task beyond that waits on its thread.
     """
     plugin = _here()
-    if (
-        plugin is None
-        or not hasattr(thread_state, "key")
-        or not plugin.step_aside(get_worker().state.nthreads)
-    ):
+    if plugin is None or not getattr(thread_state, "proceed", False) or not plugin.step_aside():
         yield
         return
     try:
@@ -156,9 +153,28 @@ def aside() -> Iterator[None]:
         try:
             yield
         finally:
-            rejoin()  # type: ignore[no-untyped-call]
+            _take_turn()
     finally:
         plugin.step_back()
+
+
+def _take_turn() -> None:
+    """Dask's ``rejoin()``, but for its wait, which has no end where the task that has the thread waits for this one.
+
+    Two tasks may share a lock, and this one hold it; then both have to run.
+    """
+    executor, turn = thread_state.executor, threading.Event()
+    place = (threading.current_thread(), turn)
+    with executor._rejoin_lock:
+        executor._rejoin_list.append(place)
+    executor.submit(lambda: None)  # wakes a thread that has nothing to do
+    if not turn.wait(TURN_S):
+        with executor._rejoin_lock:
+            if place in executor._rejoin_list:
+                executor._rejoin_list.remove(place)
+                logger.warning("a task waited %g s for its turn and goes on beside another one", TURN_S)
+                return
+    thread_state.proceed = True
 
 
 def claim_of_task() -> Claim | None:
@@ -213,6 +229,7 @@ def pool_for(settings: Settings) -> Pool:
     key = (os.getpid(), settings)
     with _process_pools_lock:
         if key not in _process_pools:
+            _keep_large_buffers()
             _process_pools[key] = Pool(settings)
         return _process_pools[key]
 
@@ -222,7 +239,8 @@ def _keep_large_buffers() -> None:
 
     ``MALLOC_TRIM_THRESHOLD_=65536`` also freezes glibc's mmap threshold at 128 kB, so each message
     is mapped, page-faulted and unmapped again: 1.6 to 2.5 times slower at 1 to 8 MB. Above the
-    trim threshold memory still goes back to the system.
+    trim threshold memory still goes back to the system. Without Dask glibc's own defaults cost
+    hundreds of page faults for a message too.
     """
     try:
         libc = ctypes.CDLL("libc.so.6")

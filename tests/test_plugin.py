@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import pickle
+import threading
+import time
 from pathlib import Path
 
 import awkward as ak
 import dask
 import numpy as np
 import pytest
-from distributed import Client, get_worker
+from distributed import Client, LocalCluster, get_worker
+from triton_models import write_model
 
 import daskonic as dk
 from daskonic.errors import ConfigError
@@ -121,3 +124,39 @@ def test_without_dask_one_pool_serves_the_process(triton):
         assert dk.current_pool() is dk.current_pool()
         assert dk.Model("sum").pool() is dk.current_pool()
         assert dk.Model("sum")(np.ones((3, 16), np.float32)).shape == (3, 2)
+
+
+def slow_task(model, i):
+    """How many tasks of this process are between beginning and end, and how many of them compute."""
+    worker = get_worker()
+    counts = worker.__dict__.setdefault(
+        "_test_counts", {"alive": 0, "computing": 0, "lock": threading.Lock()}
+    )
+    with counts["lock"]:
+        counts["alive"] += 1
+        counts["computing"] += 1
+        seen = counts["alive"], counts["computing"]
+    time.sleep(0.01)
+    with counts["lock"]:
+        counts["computing"] -= 1
+    scores = model(np.full((2, 3), i, np.float32))
+    with counts["lock"]:
+        counts["alive"] -= 1
+    return *seen, bool((scores == i).all())
+
+
+def test_a_worker_of_one_thread_is_busy_while_tasks_wait(tmp_path):
+    """Other tasks run meanwhile: a bounded number is held, and code runs on one thread at a time all the same."""
+    write_model(tmp_path, "slow", kind="sleep", seconds=0.1, instances=8)
+    with (
+        dk.local_server(tmp_path) as server,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(dk.InferencePlugin([server.address], window=8, partitions_held=4))
+        model = dk.Model("slow")
+        client.submit(model, np.zeros((2, 3), np.float32), pure=False).result()
+        done = client.gather(client.map(slow_task, [model] * 30, range(30), pure=False))
+    assert all(right for *_, right in done)
+    assert 2 < max(alive for alive, *_ in done) <= 1 + 4 + 1
+    assert max(computing for _, computing, _ in done) == 1

@@ -7,6 +7,7 @@ the processor's cache: :meth:`Rows.features` gathers the rows and evaluates the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -200,14 +201,12 @@ class Rows:
             scaled: npt.NDArray[np.float32] = np.subtract(values, variable.center, dtype=np.float32)
             scaled *= np.float32(variable.scale)
             values = np.clip(scaled, variable.low, variable.high, out=scaled)
-        with np.errstate(all="ignore"):
-            cast = (
-                values
-                if values.dtype == plan.dtype
-                else as_dtype(values, plan.dtype, variable.name, plan.name)
-            )
-            if cast.dtype.kind == "f" and not np.isfinite(np.add.reduce(cast, axis=None)):
-                cast = self._finite(cast, values, variable, plan, block)
+        cast = values
+        if values.dtype != plan.dtype:
+            with np.errstate(all="ignore"):  # what does not fit is found below
+                cast = as_dtype(values, plan.dtype, variable.name, plan.name)
+        if cast.dtype.kind == "f" and not _sum_is_finite(cast):
+            cast = self._finite(cast, values, variable, plan, block)
         return cast
 
     def _finite(self, cast: Array, values: Array, variable: Variable, plan: Plan, block: Block) -> Array:
@@ -301,6 +300,12 @@ class Rows:
             pieces[key] = counts, index
         counts, index = pieces[key]
         return Column(column.values.take(index, axis=0), counts)
+
+
+def _sum_is_finite(values: Array) -> bool:
+    """Quick: all values are finite if this is true."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return math.isfinite(np.add.reduce(values, axis=None))
 
 
 def _length(plan: Plan) -> int | None:

@@ -140,6 +140,10 @@ class Balancer:
             return math.inf
         return STRAGGLER * sorted(latest)[int(0.95 * len(latest))]
 
+    def quickest_s(self, kind: Hashable) -> float:
+        """The shortest of the latest answers of a kind; 0 while there is none."""
+        return min(self._latencies.get(kind, ()), default=0.0)
+
     def next_change(self, now: float) -> float:
         """When a rest or a pause ends, so that there may be a place without an answer; infinite if none does."""
         times = [t for e in self._line for t in (e.breaker.rests_until, e.not_before) if t > now]

@@ -89,6 +89,12 @@ class Call:
         """Whether :meth:`infer` would not wait for this attempt."""
         return any(attempt.reply.done() for attempt in self._running)
 
+    def ends_within(self, seconds: float) -> bool:
+        """Whether this attempt ends soon: not waiting for it where the quickest of its kind takes longer."""
+        if self.done() or self._pool.quickest_s(self._kind) > seconds:
+            return self.done()
+        return self._ended.wait(seconds) and self.done()
+
     def cancel(self) -> None:
         """Give up, from any thread; the answer is no longer wanted."""
         self._cancelled = True

@@ -244,6 +244,11 @@ class Pool:
         with self._condition:
             return self._balancer.straggles_after_s(kind)
 
+    def quickest_s(self, kind: Hashable) -> float:
+        """The shortest of the latest answers of a kind; 0 while there is none."""
+        with self._condition:
+            return self._balancer.quickest_s(kind)
+
     def release(self, permit: Permit, error: DaskonicError | None, *, given_up: bool = False) -> None:
         """An attempt ended: its permit is free, and the endpoint's health is known better."""
         with self._condition:

@@ -10,6 +10,8 @@ References
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,6 +24,9 @@ from daskonic.errors import ResponseError
 from daskonic.tensors import Array, Request, Response
 
 __all__ = ["DTYPES", "KSERVE_NAMES", "header", "packed", "unpacked"]
+
+Tensors = tuple[tuple[str, np.dtype[np.generic], tuple[int, ...]], ...]
+"""Name, dtype and shape of each input, with the batch."""
 
 DTYPES = {
     "BOOL": np.dtype(bool),
@@ -56,17 +61,30 @@ RAW_INPUT = b"\x3a"  # field 7, length-delimited
 
 def header(request: Request) -> Any:
     """Everything of a request but the numbers."""
-    message = pb.ModelInferRequest(model_name=request.model, model_version=request.version)
-    for name, array in request.inputs.items():
-        message.inputs.add(name=name, datatype=KSERVE_NAMES[array.dtype], shape=array.shape)
-    for name in request.outputs:
+    tensors = tuple((name, array.dtype, array.shape) for name, array in request.inputs.items())
+    return _header(request.model, request.version, tensors, request.outputs)
+
+
+def _header(model: str, version: str, tensors: Tensors, outputs: tuple[str, ...]) -> Any:
+    """A message without numbers."""
+    message = pb.ModelInferRequest(model_name=model, model_version=version)
+    for name, dtype, shape in tensors:
+        message.inputs.add(name=name, datatype=KSERVE_NAMES[dtype], shape=shape)
+    for name in outputs:
         message.outputs.add(name=name)
     return message
 
 
+@functools.lru_cache(maxsize=256)
+def _header_bytes(model: str, version: str, tensors: Tensors, outputs: tuple[str, ...]) -> bytes:
+    """The same for each batch of one shape."""
+    return bytes(_header(model, version, tensors, outputs).SerializeToString())
+
+
 def packed(request: Request) -> bytes:
     """The whole message: one copy of each tensor."""
-    parts: list[Any] = [header(request).SerializeToString()]
+    tensors = tuple((name, array.dtype, array.shape) for name, array in request.inputs.items())
+    parts: list[Any] = [_header_bytes(request.model, request.version, tensors, request.outputs)]
     for array in request.inputs.values():
         parts += (RAW_INPUT, _varint(array.nbytes), array.data.cast("B") if array.size else b"")
     return b"".join(parts)
@@ -91,7 +109,7 @@ def _outputs(message: Any, address: str, shared: Mapping[str, Array]) -> Iterato
                 f"{address}: output {tensor.name!r} is {tensor.datatype}, which daskonic does not carry"
             )
         if tensor.name in shared:
-            nbytes = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+            nbytes = dtype.itemsize * int(math.prod(shape))
             values: Array = shared[tensor.name][:nbytes].view(dtype)
         elif raw:
             values = np.frombuffer(raw[i], dtype)
@@ -99,7 +117,7 @@ def _outputs(message: Any, address: str, shared: Mapping[str, Array]) -> Iterato
             values = np.array(
                 getattr(tensor.contents, TYPED_CONTENTS.get(tensor.datatype, "bytes_contents")), dtype
             )
-        if values.size != np.prod(shape, dtype=np.int64):
+        if values.size != math.prod(shape):
             raise ResponseError(
                 f"{address}: output {tensor.name!r} says shape {shape} but carries {values.size} numbers"
             )
