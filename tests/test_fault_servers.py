@@ -42,7 +42,7 @@ from daskonic.errors import (
 )
 from daskonic.tensors import Request
 
-RESTARTS = int(os.environ.get("DASKONIC_TEST_RESTARTS", "3"))
+RESTARTS = int(os.environ.get("DASKONIC_TEST_RESTARTS", "2"))
 """Restarts of a real server in each test of them; each takes seconds."""
 
 
@@ -110,7 +110,7 @@ def test_server_hangs(pair, make_model, quiet_s):
     """A frozen server keeps its connections and does not answer: others take over, also its requests."""
     model, losses = make_model("sum", pair, attempt_timeout="0.5 s"), Losses(quiet_s)
     for seed in range(SEEDS):
-        jets, hang_s = jagged(seed, ROWS), random.Random(seed).uniform(0.1, 0.8)
+        jets, hang_s = jagged(seed, ROWS), random.Random(seed).uniform(0.1, 0.6)
         scores, spent_s, outage_s = struck(model, jets, seed, lambda: pair[seed % 2].freeze(hang_s))  # noqa: B023
         assert_right(scores, jets)
         losses.add(spent_s, outage_s)
@@ -120,9 +120,9 @@ def test_server_hangs(pair, make_model, quiet_s):
 def test_server_hangs_with_requests_in_its_memory(pair, make_model):
     """What a frozen server may still read is not overwritten by the next request."""
     model = make_model("wide", pair[:1], BIG_BATCH, attempt_timeout="0.3 s")
-    for seed in range(SEEDS // 2):
+    for seed in range(SEEDS // 3):
         jets, batches = jagged(seed, BIG_ROWS, WIDE), BIG_BATCHES
-        scores, _, _ = struck(model, jets, seed, lambda: pair[0].freeze(0.5), batches=batches)
+        scores, _, _ = struck(model, jets, seed, lambda: pair[0].freeze(0.4), batches=batches)
         assert_right(scores, jets, "wide")
 
 
@@ -132,7 +132,7 @@ def test_server_that_ends_connections_by_age(tmp_path, make_model):
     server = FaultyServer(tmp_path, "--grpc-max-connection-age=150", "--grpc-max-connection-age-grace=50")
     with FaultProxy(server.address) as proxy:
         model = make_model("sum", [proxy])
-        for seed in range(SEEDS):
+        for seed in range(SEEDS // 2):
             assert_right(model(jagged(seed, ROWS)), jagged(seed, ROWS))
         assert proxy.connections_total > 1
     server.stop()
@@ -204,7 +204,7 @@ def test_requests_for_a_model_that_is_gone_come_slowly(pair, mended, make_model)
 
 def test_model_process_crashed(pair, mended, make_model):
     """At one server the model's process dies and stays dead: the other one serves. At both: an error that says so."""
-    model = make_model("sum", pair, timeout="5 s")
+    model = make_model("sum", pair, timeout="3 s")
     jets = jagged(0, ROWS)
     scores, _, _ = struck(model, jets, 0, lambda: pair[0].fault("crash"))
     assert_right(scores, jets)

@@ -34,7 +34,7 @@ def test_port_closed(proxies, make_model, quiet_s):
     """Connections are reset and new ones refused for a while."""
     model, losses = make_model("sum", proxies), Losses(quiet_s)
     for seed in range(SEEDS):
-        jets, proxy, away_s = jagged(seed, ROWS), proxies[seed % 2], random.Random(seed).uniform(0, 0.5)
+        jets, proxy, away_s = jagged(seed, ROWS), proxies[seed % 2], random.Random(seed).uniform(0, 0.25)
 
         def outage(proxy=proxy, away_s=away_s):
             proxy.refuse()
@@ -96,7 +96,7 @@ def test_half_of_the_endpoints_hang_at_first_contact(pair, make_model):
     proxies = [FaultProxy(server.address) for server in (*pair, *pair)]
     for proxy in proxies[:2]:
         proxy.deafen()
-    model = make_model("sum", proxies, connect_timeout="8 s", attempt_timeout="1 s")
+    model = make_model("sum", proxies, connect_timeout="6 s", attempt_timeout="1 s")
     assert_right(model(jagged(0, ROWS)), jagged(0, ROWS))
     for proxy in proxies:
         proxy.close()
@@ -104,9 +104,9 @@ def test_half_of_the_endpoints_hang_at_first_contact(pair, make_model):
 
 def test_deaf_connection(proxies, make_model, quiet_s):
     """A connection stays open and carries nothing for a while, answers under way included."""
-    model, losses = make_model("sum", proxies, attempt_timeout="1 s"), Losses(quiet_s)
+    model, losses = make_model("sum", proxies, attempt_timeout="0.5 s"), Losses(quiet_s)
     for seed in range(SEEDS):
-        jets, deaf_s = jagged(seed, ROWS), random.Random(seed).uniform(0, 1.2)
+        jets, deaf_s = jagged(seed, ROWS), random.Random(seed).uniform(0, 0.6)
 
         def outage(proxy=proxies[seed % 2], deaf_s=deaf_s):
             proxy.deafen()
@@ -124,7 +124,7 @@ def test_slow_network(proxies, make_model):
     model = make_model("sum", proxies)
     for seed in range(SEEDS):
         jets, rng, proxy = jagged(seed, ROWS), random.Random(seed), proxies[seed % 2]
-        rate, delay_s = rng.choice([0, 20e3, 200e3]), rng.uniform(0, 0.05)
+        rate, delay_s = rng.choice([0, 40e3, 400e3]), rng.uniform(0, 0.03)
         scores, _, _ = struck(
             model,
             jets,
