@@ -19,18 +19,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import numpy as np
-import numpy.typing as npt
-
 from daskonic import trim as trimming
 from daskonic.config import resolve
-from daskonic.errors import ConfigError, InferenceError, ResponseError, ServerError, SpecError
+from daskonic.errors import ConfigError, InferenceError, ServerError, SpecError
 from daskonic.features import Batch, Features, GraphRows, Rows
-from daskonic.features.buckets import Which
+from daskonic.join import Joined
 from daskonic.plugin import aside, claim_of_task, current_pool, honoured, pool_for
 from daskonic.pool import Call, Claim, Pool
 from daskonic.report import Report
-from daskonic.tensors import ANY, Array, ModelSpec, Request, Response, TensorSpec
+from daskonic.tensors import ANY, Array, ModelSpec, Request, TensorSpec
 
 __all__ = ["Model", "Pending"]
 
@@ -228,10 +225,10 @@ def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
     return rows.split(max_rows, run.pool.settings.batch_nbytes, buckets, floor)
 
 
-def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial: bool = False) -> _Joined:
+def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial: bool = False) -> Joined:
     """Outputs of all rows: several batches are on their way while the next one is made."""
     model, spec, pool, report = run.model, run.spec, run.pool, run.report
-    scores = _Joined(_wanted(model, spec), rows)
+    scores = Joined(_wanted(model, spec), rows)
     with _Window(run, scores, trial=trial) as window:
         for batch in batches:
             with report.stage("features"):
@@ -240,11 +237,7 @@ def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial:
                 tensors = rows.tensors(block, batch.lengths)
                 request = Request(spec.name, spec.version, tensors, scores.names, batch.n_rows)
             with report.stage("submit"), window.missing_if_it_fails(batch):
-                call = pool.submit(request, spec, (model.name, model.version), run.claim)
-                report.move(
-                    call.encoded_s, "submit", "encode"
-                )  # the message is made for the server that has a permit
-                window.add(batch, call)
+                window.add(batch, pool.submit(request, spec, (model.name, model.version), run.claim))
             report.sent_nbytes += sum(t.nbytes for t in tensors.values())
             window.take()
     return scores
@@ -253,7 +246,7 @@ def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial:
 class _Window:
     """The batches of one call that are on their way, in order."""
 
-    def __init__(self, run: _Run, scores: _Joined, *, trial: bool) -> None:
+    def __init__(self, run: _Run, scores: Joined, *, trial: bool) -> None:
         self._calls: deque[tuple[Batch, Call]] = deque()
         self._pool, self._report = run.pool, run.report
         self._scores = scores
@@ -267,6 +260,8 @@ class _Window:
     def add(self, batch: Batch, call: Call) -> None:
         """One more."""
         self._calls.append((batch, call))
+        # Its message was made when there was a permit, for the server that had it.
+        self._report.move(call.encoded_s, "submit", "encode")
 
     def take(self) -> None:
         """Answers that are there are taken, and waited for when too many are not."""
@@ -312,55 +307,6 @@ class _Window:
         self._calls.popleft()
         self._report.requests += call.attempts
         self._report.retries += call.attempts - 1
-
-
-class _Joined:
-    """Outputs of all rows, filled batch by batch, in any order."""
-
-    def __init__(self, wanted: tuple[TensorSpec, ...], rows: Rows | GraphRows) -> None:
-        self.names = tuple(t.name for t in wanted)
-        self._offsets = {t.name: rows.offsets(t) for t in wanted}
-        # Open dimensions are known with the first answer; without rows they stay zero long.
-        self.arrays: dict[str, Array] = {}
-        for tensor in wanted:
-            offsets = self._offsets[tensor.name]
-            n, shape = (len(rows), tensor.shape) if offsets is None else (offsets[-1], tensor.shape[1:])
-            self.arrays[tensor.name] = np.empty((n, *(0 if d == ANY else d for d in shape)), tensor.dtype)
-        self._filled = 0
-        self.missing: npt.NDArray[np.bool_] | None = None
-        self._n_rows = len(rows)
-
-    def miss(self, batch: Batch) -> None:
-        """Rows of one batch have no entries."""
-        if self.missing is None:
-            self.missing = np.zeros(self._n_rows, np.bool_)
-        self.missing[batch.which] = True
-
-    def join(self, batch: Batch, response: Response) -> None:
-        """Entries of one batch."""
-        for name in self.names:
-            values, place = response.outputs[name], self._place(name, batch)
-            if isinstance(place, slice) and len(values) != place.stop - place.start:
-                raise ResponseError(
-                    f"output {name!r} has {len(values)} entries for {batch.n_rows} rows that need {place.stop - place.start}; "
-                    "for a model of graphs: are there graphs without nodes, or is the output in the wrong list?"
-                )
-            if self.arrays[name].shape[1:] != values.shape[1:]:
-                if self._filled:
-                    raise ResponseError(
-                        f"output {name!r} has entries of shape {list(values.shape[1:])} after some of "
-                        f"{list(self.arrays[name].shape[1:])}: the shape must not depend on the length of the inputs"
-                    )
-                self.arrays[name] = np.empty((len(self.arrays[name]), *values.shape[1:]), values.dtype)
-            self.arrays[name][place] = values
-        self._filled += 1
-
-    def _place(self, name: str, batch: Batch) -> Which:
-        """Where the entries of a batch go: its rows, or the items of its graphs."""
-        offsets = self._offsets[name]
-        if offsets is None or not isinstance(batch.which, slice):
-            return batch.which
-        return slice(int(offsets[batch.which.start]), int(offsets[batch.which.stop]))
 
 
 def _own_spec(model: Model, pool: Pool) -> ModelSpec:
