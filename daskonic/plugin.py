@@ -228,7 +228,7 @@ def pool_for(settings: Settings) -> Pool:
     """The process-wide pool with these settings; never one inherited by fork."""
     key = (os.getpid(), settings)
     with _process_pools_lock:
-        if key not in _process_pools:
+        if key not in _process_pools or _process_pools[key].is_closed:
             _keep_large_buffers()
             _process_pools[key] = Pool(settings)
         return _process_pools[key]

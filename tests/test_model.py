@@ -256,6 +256,11 @@ class TestHandle:
         assert model.spec() is model.spec()
         assert model.spec().version == "1"
 
+    def test_a_closed_pool_is_not_used_again(self, server):
+        model = dk.Model("sum", servers=server, window=7)
+        model.pool().close()
+        assert len(model(np.ones((2, 16), np.float32))) == 2
+
     def test_submit_returns_at_once_and_reports(self, server):
         model = dk.Model("sleep", servers=server)
         pending = [model.submit(np.full((2, 3), i, np.float32)) for i in range(2)]

@@ -296,6 +296,11 @@ class Pool:
                 endpoint.window.told(*told_s)
             return endpoint.told_s.get(key)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self._closed
+
     def room(self) -> int:
         """Requests that may be in flight together."""
         with self._condition:
