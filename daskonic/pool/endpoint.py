@@ -28,8 +28,8 @@ class Endpoint:
         What it says of each model; None for a model that it does not have.
     accounts : dict
         What it last told of each model that it did; None where it tells nothing.
-    account_due : float
-        When it is asked again.
+    account_due : dict
+        When it is asked for each again.
     told_s : dict
         Mean seconds of a request in its queue and of computing, between its last two accounts.
     not_before : float
@@ -53,7 +53,7 @@ class Endpoint:
         self.rejections_total = 0
         self.specs: dict[ModelKey, ModelSpec | None] = {}
         self.accounts: dict[ModelKey, Account | None] = {}
-        self.account_due = 0.0
+        self.account_due: dict[ModelKey, float] = {}
         self.told_s: dict[ModelKey, tuple[float, float]] = {}
 
     def transport(self) -> Transport:

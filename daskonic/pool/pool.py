@@ -279,9 +279,9 @@ class Pool:
         now = time.monotonic()
         with self._condition:
             known = endpoint.accounts.get(key, Account())
-            if known is None or now < endpoint.account_due:
+            if known is None or now < endpoint.account_due.get(key, 0.0):
                 return endpoint.told_s.get(key)
-            endpoint.account_due = now + ACCOUNT_EVERY_S * random.uniform(0.5, 1.5)
+            endpoint.account_due[key] = now + ACCOUNT_EVERY_S * random.uniform(0.5, 1.5)
         try:
             account = endpoint.transport().account(*key, timeout_s=1.0)
         except DaskonicError as error:
