@@ -28,6 +28,7 @@ from daskonic.errors import (
     ServerError,
     UnavailableError,
 )
+from daskonic.model import _score
 
 
 def test_port_closed(proxies, make_model, quiet_s):
@@ -176,7 +177,8 @@ def test_one_connection_for_threads_that_begin_together(proxies, make_model):
     with ThreadPoolExecutor(16) as threads:
         list(threads.map(first, range(16)))
     assert proxies[0].connections_total == before + 1
-    model.pool().close()
+    pool = model.pool()
+    pool.close()
     with pytest.raises(ServerError, match="closed"):
-        model(jagged(0, BATCH))
+        _score(model, jagged(0, BATCH), pool)
     assert proxies[0].connections_total == before + 1
