@@ -174,6 +174,7 @@ class TestChoice:
         now = balancer.active(0.1)
         assert len(now) == 2
         assert permit.endpoint not in now
+        assert permit.endpoint in balancer.idle(0.1)
         stand_in = next(e for e in now if e not in first)
         permit.endpoint.breaker.succeeded(9.0)
         assert balancer.active(9.0) == first

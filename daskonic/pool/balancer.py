@@ -90,9 +90,12 @@ class Balancer:
         return (there or self._line)[: self._most]
 
     def idle(self, now: float) -> list[Endpoint]:
-        """Endpoints that stood in for others and are needed no more."""
+        """Endpoints out of use: they stood in for others, or others stand in for them.
+
+        Their connections are closed, or a worker would have more than its part.
+        """
         active = self.active(now)
-        return [e for e in self._line if e.in_flight == 0 and not e.breaker.openings and e not in active]
+        return [e for e in self._line if e.in_flight == 0 and e not in active]
 
     def room(self, now: float) -> int:
         """Requests that may be in flight at all endpoints together."""

@@ -254,12 +254,15 @@ class Pool:
         with self._condition:
             now = time.monotonic()
             self._balancer.ended(permit, now, error, given_up=given_up)
-            idle = [e for e in self._balancer.idle(now) if e.is_connected]
+            # under the lock: nobody may get a permit for one of them in between
+            idle = [e.detach() for e in self._balancer.idle(now)]
             self._condition.notify_all()
         if permit.endpoint is self._fallback and isinstance(error, UnavailableError):
-            idle.append(permit.endpoint)  # the process that had the node's server has ended: find it anew
-        for endpoint in idle:
-            endpoint.close()
+            # the process that had the node's server has ended: find it anew
+            idle.append(permit.endpoint.detach())
+        for transport in idle:
+            if transport is not None:
+                transport.close()
 
     def _tell_fallback(self, endpoint: Endpoint) -> None:
         """Say when calls go on without servers, and when they are back."""

@@ -54,7 +54,12 @@ class MemoryTransport:
         self._delay_s = delay_s
         self._in_flight = 0
         self._lock = threading.Lock()
-        self._executor = ThreadPoolExecutor(64, thread_name_prefix="daskonic-memory")
+        self._executor = self._threads()
+
+    @staticmethod
+    def _threads() -> ThreadPoolExecutor:
+        """They start when needed."""
+        return ThreadPoolExecutor(64, thread_name_prefix="daskonic-memory")
 
     def model_spec(self, model: str, version: str, timeout_s: float) -> ModelSpec:  # noqa: ARG002
         """The one model."""
@@ -84,8 +89,9 @@ class MemoryTransport:
         return Response(*answer)
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._executor.shutdown(cancel_futures=True)
+        """Stop the threads; another request starts new ones, as a new connection would be made."""
+        executor, self._executor = self._executor, self._threads()
+        executor.shutdown(cancel_futures=True)
 
     def _run(self, request: Request) -> tuple[str, dict[str, Array]]:
         """One request, or the next failure."""
