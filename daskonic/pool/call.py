@@ -228,6 +228,8 @@ class Call:
             raise error
         spec = endpoint.specs.get(self._key)
         if spec is not None:  # else it went away again
+            if self._spec.max_batch_size and not spec.max_batch_size:  # as the user declared it
+                spec = spec.with_batch_dimension(self._spec.max_batch_size)
             refuse_disagreement([self._spec, spec], [endpoint.address])
 
 
