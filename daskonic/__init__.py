@@ -13,6 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daskonic.constituents import link_constituents as link_constituents
     from daskonic.deploy import local_cluster as local_cluster
     from daskonic.errors import DaskonicError as DaskonicError
     from daskonic.features import Features as Features
@@ -39,6 +40,7 @@ _HOMES = {
     "Pending": "model",
     "Report": "report",
     "current_pool": "plugin",
+    "link_constituents": "constituents",
     "local_cluster": "deploy",
     "local_server": "server",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Report",
     "__version__",
     "current_pool",
+    "link_constituents",
     "local_cluster",
     "local_server",
 ]

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jet_files import make_events, write_parquet, write_rntuple, write_root
 
+from daskonic.constituents import group
 from daskonic.errors import InputError
 from daskonic.tagging.columns import ParquetColumns, RootColumns
-from daskonic.tagging.events import group, jet_columns, read_jets, with_constituents
+from daskonic.tagging.events import jet_columns, read_jets, with_constituents
 from daskonic.tagging.sources import partitions, scan
 
 LAYOUTS = {

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from daskonic.constituents import CONSTITUENTS
 from daskonic.errors import SpecError
 from daskonic.features.formula import Formula, parse
 
 __all__ = ["Location", "Names", "Program", "order"]
 
-CONSTITUENTS = "constituents"
 SHOWN = 16
 
 _OTHER_NAMES = {
@@ -112,7 +112,12 @@ class Names:
         return None
 
     def __str__(self) -> str:
-        return f"jets have {_some(self.jet - {CONSTITUENTS})}; their constituents have {_some(self.constituents)}"
+        hint = (
+            ""
+            if self.constituents
+            else " (of coffea's events, first jets = dk.link_constituents(events, NAME))"
+        )
+        return f"jets have {_some(self.jet - {CONSTITUENTS})}; their constituents have {_some(self.constituents)}{hint}"
 
 
 def _some(fields: Collection[str]) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import awkward as ak
 import numpy as np
 
+from daskonic.constituents import CONSTITUENTS, constituent_fields, particles_of, with_own_constituents
 from daskonic.errors import SpecError
 from daskonic.features.formula import Formula, evaluate_whole
-from daskonic.features.jets import CONSTITUENTS, Location, Names, Program, order
+from daskonic.features.jets import Location, Names, Program, order
 from daskonic.features.plan import Column, Pad, Plan, shared
 from daskonic.features.rows import Inputs, Rows, evaluate
 from daskonic.features.weaver import WeaverConfig, WeaverInput
@@ -52,7 +53,7 @@ class VariableFeatures:
         wanted = {v.name: None for plan in plans for v in plan.variables}
         if not objects.fields:
             return _VariableInputs(objects, Program({}, ()), tuple(plans), tuple(wanted), self.nan_to_zero)
-        names = Names(objects.fields, _constituents(objects).fields if CONSTITUENTS in objects.fields else ())
+        names = Names(objects.fields, constituent_fields(objects))
         program = self._program(wanted, names)
         return _VariableInputs(objects, program, tuple(plans), (), self.nan_to_zero)
 
@@ -125,7 +126,10 @@ class _VariableInputs:
 
     def flatten(self) -> Rows:
         """Columns of all fields; formulas that look at whole lists are evaluated here, the others per batch."""
-        rows, layout = flatten(self.objects, depth_of(self.objects))
+        locations = self.program.fields.values()
+        nested = any(location.collection == CONSTITUENTS for location in locations)
+        objects = with_own_constituents(self.objects) if nested else self.objects
+        rows, layout = flatten(objects, depth_of(objects))
         columns = _columns(rows, self.program.fields)
         columns |= {name: Column(np.empty(0, np.float32)) for name in self.empty}
         now = _before_batches(self.program.steps)
@@ -140,18 +144,12 @@ class _VariableInputs:
         return Rows(layout, columns, later, self.plans, self.nan_to_zero)
 
 
-def _constituents(jets: Any) -> Any:
-    """The constituents; coffea has the particles one level deeper, in ``pf``."""
-    constituents = jets[CONSTITUENTS]
-    return constituents["pf"] if "pf" in constituents.fields else constituents
-
-
 def _columns(jets: Any, fields: Mapping[str, Location]) -> dict[str, Column]:
     """Flat values of all fields; those of one collection share the array of their counts."""
     columns: dict[str, Column] = {}
     known: list[Counts] = []
     if any(location.collection == CONSTITUENTS for location in fields.values()):
-        particles = _constituents(jets)
+        particles = particles_of(jets)
         if ak.any(ak.is_none(particles, axis=0)):
             raise SpecError(
                 "jets have None for their constituents; give these an empty list, or drop the jets"

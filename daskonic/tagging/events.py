@@ -17,22 +17,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from daskonic.constituents import CONSTITUENT_INDEX, JET_INDEX, LINKS, group
 from daskonic.errors import InputError
 from daskonic.tagging.columns import Columns
 
-__all__ = ["IDENTIFIERS", "Events", "JetColumns", "group", "jet_columns", "read_jets", "with_constituents"]
+__all__ = ["IDENTIFIERS", "Events", "JetColumns", "jet_columns", "read_jets", "with_constituents"]
 
 IDENTIFIERS = ("run", "luminosityBlock", "event")
 """Columns that identify an event; kept where a file has them."""
 
 NESTED = "constituents"
-LINKS = ("PFCands", "PFCand")
-JET_INDEX = "jetIdx"
-CONSTITUENT_INDEX = ("pFCandsIdx", "pfCandIdx", "pFCandIdx", "pfCandsIdx")
-
-Int64s = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,54 +162,6 @@ def read_jets(columns: Columns, start: int, stop: int, wanted: JetColumns) -> Ev
     return Events(ids | {"entry": np.arange(start, stop, dtype=np.int64)}, ak.zip(fields, depth_limit=2))
 
 
-def group(
-    jet_index: npt.NDArray[Any],
-    constituent_index: npt.NDArray[Any],
-    n_links: npt.NDArray[Any],
-    n_jets: npt.NDArray[Any],
-    n_constituents: npt.NDArray[Any],
-) -> tuple[Int64s, Int64s]:
-    """Which constituents each jet has, for all events at once.
-
-    Parameters
-    ----------
-    jet_index, constituent_index : array of int, [n_links_total]
-        A jet and a constituent, each counted within its event. A jet index of -1 means that the
-        constituent is in no jet.
-    n_links, n_jets, n_constituents : array of int, [n_events]
-        Lengths of the three lists of each event.
-
-    Returns
-    -------
-    counts : array of int64, [n_jets_total]
-        Constituents of each jet.
-    rows : array of int64, [sum of counts]
-        Constituents jet by jet, as rows of the flat list of constituents.
-
-    Raises
-    ------
-    IndexError
-        ``args`` are the event and what is wrong in it.
-    """
-    event = np.repeat(np.arange(len(n_links)), n_links)
-    jet, constituent = jet_index.astype(np.int64), constituent_index.astype(np.int64)
-    inside = jet != -1
-    if not inside.all():
-        event, jet, constituent = event[inside], jet[inside], constituent[inside]
-    for index, limit, kind in ((jet, n_jets, "jet"), (constituent, n_constituents, "constituent")):
-        wrong = np.flatnonzero((index < 0) | (index >= limit[event]))
-        if len(wrong):
-            at = wrong[0]
-            what = f"{kind} index {index[at]} where the event has {limit[event[at]]}"
-            raise IndexError(int(event[at]), what)
-    jet += _starts(n_jets)[event]
-    constituent += _starts(n_constituents)[event]
-    if (jet[1:] < jet[:-1]).any():  # nearly all files are sorted, and a sort costs as much as the rest
-        order = np.argsort(jet, kind="stable")
-        jet, constituent = jet[order], constituent[order]
-    return np.bincount(jet, minlength=int(n_jets.sum())), constituent
-
-
 def _linked(values: dict[str, Any], links: list[Any], n_jets: Any, wanted: JetColumns, start: int) -> Any:
     """Constituents of linked collections, n_events * var * var * record."""
     import awkward as ak
@@ -233,11 +180,6 @@ def _linked(values: dict[str, Any], links: list[Any], n_jets: Any, wanted: JetCo
         raise InputError(f"{' and '.join(wanted.links)} of entry {start + event} have a {what}") from error
     records = ak.zip({name: array[rows] for name, array in flat.items()}, depth_limit=1)
     return ak.unflatten(ak.unflatten(records, counts), n_jets)
-
-
-def _starts(counts: npt.NDArray[Any]) -> Int64s:
-    """First row of each event in a flat list."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)[:-1]])
 
 
 def _without_idle_options(array: Any) -> Any:
