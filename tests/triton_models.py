@@ -39,6 +39,8 @@ class TritonPythonModel:
     def execute(self, requests):
         if self.kind == "graph_sum":
             return [pb_utils.InferenceResponse(output_tensors=self.graphs(request)) for request in requests]
+        if self.kind == "pooled":
+            return [pb_utils.InferenceResponse(output_tensors=self.pooled(request)) for request in requests]
         arrays = [array(request) for request in requests]
         rows = sum(len(x) for x in arrays)
         seconds = self.number("fixed_ms") / 1e3 + rows * self.number("per_item_us") / 1e6
@@ -71,6 +73,10 @@ class TritonPythonModel:
             tensor("product", (x[edges[0], 0] * x[edges[1], 1])[:, None]),
         ]
 
+    def pooled(self, request):
+        x, batch = (np.array(array(request, name)) for name in ("x", "batch"))
+        return [tensor("total", np.bincount(batch, x[:, 0])[:, None].astype(np.float32))]
+
     def outputs(self, x):
         if self.kind == "sum":
             total = x.sum(axis=1, dtype=np.float32)
@@ -80,13 +86,27 @@ class TritonPythonModel:
             if self.fault == "columns":
                 y = np.concatenate([y, y], axis=1)
             return [tensor("Y", y)]
+        if self.kind == "neighbours":
+            return [tensor("Y", x - x.mean(axis=0))]
         if self.kind == "two_outputs":
             length = np.full((len(x), 1), x.shape[1], np.int64)
             return [tensor("Y", 2 * x), tensor("LENGTH", length)]
         return [tensor("Y", x)]
 """
 
-KINDS = ("identity", "sum", "two_outputs", "sleep", "fail", "crash", "graph", "graph_sum", "fails_to_load")
+KINDS = (
+    "identity",
+    "neighbours",
+    "sum",
+    "two_outputs",
+    "sleep",
+    "fail",
+    "crash",
+    "graph",
+    "graph_sum",
+    "pooled",
+    "fails_to_load",
+)
 
 
 def write_model(
@@ -105,12 +125,14 @@ def write_model(
     Parameters
     ----------
     kind : str
-        What it does to ``X`` float32[any]: ``identity`` Y = X; ``sum`` X float32[16], Y float32[2] =
+        What it does to ``X`` float32[any]: ``identity`` Y = X; ``neighbours`` Y = X less its mean over the rows of a
+        request, which no model should do; ``sum`` X float32[16], Y float32[2] =
         (sum, -sum); ``two_outputs`` Y = 2 X and LENGTH int64[1]; ``sleep`` identity after
         ``seconds`` (1.0); ``fail`` raises; ``crash`` kills its process; ``graph`` identity of
         float32[any, any] without a batch dimension; ``graph_sum`` graphs as torch_geometric has them: ``x``
         float32[any, 2], ``edge_index`` int64[2, any], ``batch`` int64[any], ``u`` float32[any, 1]; for each graph
         ``total`` = sum of x u, for each node ``received`` = x[:, 0] of its neighbours, for each edge ``product``;
+        ``pooled`` without index of edges: ``x`` float32[any, 1], ``batch``, and ``total`` float32[any, 1];
         ``fails_to_load``.
     dtype : str
         Triton's type of X and Y.
@@ -157,6 +179,10 @@ def _config(
             ("received", "TYPE_FP32", "-1"),
             ("product", "TYPE_FP32", "-1, 1"),
         ]
+    elif kind == "pooled":
+        max_batch_size = 0
+        inputs = [("x", "TYPE_FP32", "-1, 1"), ("batch", "TYPE_INT64", "-1")]
+        outputs = [("total", "TYPE_FP32", "-1, 1")]
     inputs = inputs or [("X", f"TYPE_{dtype}", dims_x)]
     lines = [
         f'name: "{name}"',
