@@ -14,8 +14,10 @@ __all__ = ["main"]
 
 COMMANDS = {
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
+    "lock": "Write down what a model is, so that it can be recognised.",
     "serve": "Run a Triton server on this machine until Ctrl-C.",
     "tag": "Score the jets of ROOT or Parquet files.",
+    "verify": "Ask every server whether it still has a locked model.",
 }
 
 

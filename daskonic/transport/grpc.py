@@ -247,6 +247,11 @@ class GrpcTransport:
                 return None
             raise
 
+    def server(self, timeout_s: float) -> str:
+        """Name and version of the server's software."""
+        told = self._call("ServerMetadata", pb.ServerMetadataRequest(), timeout_s)
+        return f"{told.name} {told.version}"
+
     def _what_exists(self, model: str, version: str, timeout_s: float) -> str:
         """A sentence for a model that is not there, with those that are."""
         asked = f"{self.address} has no model {model!r}" + (f" in version {version!r}" if version else "")
