@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from daskonic.transport.base import Account, Reply, Transport
+from daskonic.transport.base import Account, Listed, Reply, Transport
 
-__all__ = ["Account", "Reply", "Transport"]
+__all__ = ["Account", "Listed", "Reply", "Transport"]

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from daskonic.tensors import ModelSpec, Request, Response
 
-__all__ = ["Account", "Reply", "Transport"]
+__all__ = ["Account", "Listed", "Reply", "Transport"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,29 @@ class Account:
     requests: int = 0
     queue_s: float = 0.0
     compute_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One version of a model in a server's repository.
+
+    Attributes
+    ----------
+    name, version : str
+        No version where nothing of the model was ever loaded.
+    state, reason : str
+        ``READY``, ``LOADING``, ``UNAVAILABLE``, or nothing; and why it is so, in the server's words.
+    """
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers requests."""
+        return self.state == "READY"
 
 
 class Reply(Protocol):

@@ -30,7 +30,7 @@ from tritonclient.grpc import service_pb2_grpc
 from daskonic.config import NO_CREDENTIALS, Credentials, host_of
 from daskonic.errors import DaskonicError, ModelNotFoundError, ServerError, SpecError, UnavailableError
 from daskonic.tensors import ANY, ModelSpec, Request, Response, TensorSpec
-from daskonic.transport.base import Account
+from daskonic.transport.base import Account, Listed
 from daskonic.transport.credentials import metadata, open_channel
 from daskonic.transport.message import DTYPES, KSERVE_NAMES, packed, unpacked
 from daskonic.transport.reply import CurableReply, GrpcReply
@@ -246,6 +246,11 @@ class GrpcTransport:
             if isinstance(error.__cause__, GrpcStatus) and error.__cause__.code == "UNIMPLEMENTED":
                 return None
             raise
+
+    def index(self, timeout_s: float) -> tuple[Listed, ...]:
+        """Every version in the server's repository, whether it can be used or not."""
+        answer = self._call("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
+        return tuple(Listed(m.name, m.version, m.state.removeprefix("State."), m.reason) for m in answer.models)
 
     def server(self, timeout_s: float) -> str:
         """Name and version of the server's software."""

@@ -7,7 +7,7 @@ token, and ``NOT_FOUND`` while it shuts down. The texts below were read off trit
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import grpc
 
@@ -28,8 +28,11 @@ __all__ = [
     "is_too_small_region",
     "is_unknown_region",
     "translated",
+    "trouble",
     "was_not_run",
 ]
+
+Trouble = Literal["tls", "token", "not ready", "gate", "connection", "other"]
 
 OVERLOAD = ("exceeds maximum queue size", "request timeout expired")
 DRAINING = ("has no available versions", "is not at ready state", "server exiting")
@@ -89,6 +92,7 @@ class GrpcStatus(Exception):
     def __init__(self, code: str, text: str) -> None:
         super().__init__(code, text)
         self.code = code
+        self.text = text
 
 
 def translated(error: grpc.RpcError, address: str) -> DaskonicError:
@@ -103,6 +107,24 @@ def is_about_credentials(error: Any) -> bool:
     if error.code() is grpc.StatusCode.UNAUTHENTICATED:
         return True
     return any(words in (error.details() or "").lower() for words in RESTRICTED)
+
+
+def trouble(error: DaskonicError) -> Trouble:
+    """What stands between us and a server, by an error that :func:`translated` made of its answer."""
+    if not isinstance(error.__cause__, GrpcStatus):
+        return "other"
+    code, text = error.__cause__.code, error.__cause__.text.lower()
+    if any(words in text for words in RESTRICTED) or code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return "token"
+    if any(words in text for words, _ in TLS) or CLOSED_TLS in str(error):
+        return "tls"
+    if any(words in text for words in DRAINING) or all(words in text for words in BROKEN_INSTANCE):
+        return "not ready"
+    if code == "CANCELLED":  # not by us: the gate of a site that is full
+        return "gate"
+    if code in ("UNAVAILABLE", "DEADLINE_EXCEEDED") and not any(words in text for words in OVERLOAD):
+        return "connection"
+    return "other"
 
 
 def is_unknown_region(error: Any) -> bool:
