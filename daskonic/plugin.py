@@ -203,7 +203,12 @@ def honoured(claim: Claim | None) -> Iterator[None]:
     try:
         yield
     finally:
-        if claim is not None and claim.is_given_up and claim.owner == get_worker().get_current_task():
+        if (
+            claim is not None
+            and claim.is_given_up
+            and claim.owner is not None  # else there is no task, and the user has interrupted it
+            and claim.owner == get_worker().get_current_task()
+        ):
             raise Reschedule
 
 

@@ -51,8 +51,9 @@ class Call:
         Time to make the messages, over all attempts.
     address : str
         Endpoint of the last attempt, and in the end of the one that answered.
-    server_s : (float, float) or None
-        Mean times of such requests in that server's queue and computing, by its own account.
+    server_s : (float, float, float) or None
+        Mean times of such requests in that server's queue and computing, by its own account, and what is left of the
+        time between sending this one and its answer: the network.
     """
 
     def __init__(self, pool: Pool, request: Request, spec: ModelSpec, key: ModelKey, deadline: float) -> None:
@@ -71,7 +72,7 @@ class Call:
         self.waited_s = 0.0
         self.encoded_s = 0.0
         self.address = ""
-        self.server_s: tuple[float, float] | None = None
+        self.server_s: tuple[float, float, float] | None = None
 
     def send(self, avoid: Endpoint | None = None) -> None:
         """Get a permit and put one attempt on the wire."""
@@ -123,6 +124,7 @@ class Call:
                     if other is not attempt:
                         other.give_up()
                 self._running = [attempt]
+                attempt.ended_at = attempt.ended_at or time.monotonic()  # its own thread may be a moment late
                 self.address = attempt.permit.endpoint.address
                 return answer
 
@@ -132,7 +134,9 @@ class Call:
         assert attempt.transport is not None
         response = attempt.transport.decode(answer)
         check_response(response, self._request, self._spec, self.address)
-        self.server_s = self._pool.ask_account(attempt.permit.endpoint, self._key)
+        told_s = self._pool.ask_account(attempt.permit.endpoint, self._key)
+        if told_s is not None:
+            self.server_s = *told_s, attempt.ended_at - attempt.permit.sent_at - sum(told_s)
         return response
 
     def _start(self, permit: Permit) -> None:
@@ -169,6 +173,7 @@ class Call:
 
     def _end(self, attempt: _Attempt, reply: Reply) -> None:
         """On the transport's thread: free the permit, wake who waits."""
+        attempt.ended_at = time.monotonic()
         self._pool.release(attempt.permit, _error_of(reply), given_up=attempt.given_up)
         self._ended.set()
 
@@ -236,12 +241,13 @@ class Call:
 class _Attempt:
     """A request on its way to one endpoint."""
 
-    __slots__ = ("given_up", "permit", "reply", "transport")
+    __slots__ = ("ended_at", "given_up", "permit", "reply", "transport")
 
     def __init__(self, permit: Permit, reply: Reply, transport: Transport | None) -> None:
         self.permit = permit
         self.reply = reply
         self.transport = transport
+        self.ended_at = 0.0
         self.given_up = False
 
     def give_up(self) -> None:

@@ -261,10 +261,9 @@ class GrpcTransport:
         """A sentence for a model that is not there, with those that are."""
         asked = f"{self.address} has no model {model!r}" + (f" in version {version!r}" if version else "")
         try:
-            index = self._call("RepositoryIndex", pb.RepositoryIndexRequest(ready=True), timeout_s)
+            there = sorted({f"{m.name} (version {m.version})" for m in self.index(timeout_s) if m.is_ready})
         except ServerError:
             return asked
-        there = sorted({f"{m.name} (version {m.version})" for m in index.models})
         return f"{asked}; it has {', '.join(there) if there else 'no model at all'}"
 
     def _call(self, method: str, request: Any, timeout_s: float, *, again: bool = True) -> Any:
