@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from daskonic.model import Pending as Pending
     from daskonic.plugin import InferencePlugin as InferencePlugin
     from daskonic.plugin import current_pool as current_pool
+    from daskonic.processor import TwoPhaseProcessor as TwoPhaseProcessor
     from daskonic.report import Report as Report
     from daskonic.server import LocalServer as LocalServer
     from daskonic.server import local_server as local_server
@@ -39,6 +40,7 @@ _HOMES = {
     "Pad": "features",
     "Pending": "model",
     "Report": "report",
+    "TwoPhaseProcessor": "processor",
     "current_pool": "plugin",
     "link_constituents": "constituents",
     "local_cluster": "deploy",
@@ -55,6 +57,7 @@ __all__ = [
     "Pad",
     "Pending",
     "Report",
+    "TwoPhaseProcessor",
     "__version__",
     "current_pool",
     "link_constituents",

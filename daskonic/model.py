@@ -24,6 +24,7 @@ from daskonic.config import resolve
 from daskonic.errors import ConfigError, InferenceError, ServerError, SpecError
 from daskonic.features import Batch, Features, GraphRows, Rows
 from daskonic.join import Joined
+from daskonic.lazy import is_lazy, lazily
 from daskonic.plugin import aside, claim_of_task, current_pool, honoured, pool_for
 from daskonic.pool import Call, Claim, Pool
 from daskonic.report import Report
@@ -134,12 +135,17 @@ class Model:
         ServerError
             No server answered in time, or the model failed.
         """
+        if is_lazy(objects):
+            return lazily(self, objects)
         claim = claim_of_task()
         with honoured(claim):
             return _score(self, objects, self.pool(), claim)[0]
 
     def submit(self, objects: Any) -> Pending:
-        """Start scoring and return at once; the scores come from :meth:`Pending.result`.
+        """Start scoring; the scores come from :meth:`Pending.result`.
+
+        Returns when the objects have been read, which virtual arrays need an open file and one thread for. All that
+        comes after goes on by itself.
 
         Parameters
         ----------
@@ -147,7 +153,7 @@ class Model:
             As in :meth:`__call__`.
         """
         pool, claim = self.pool(), claim_of_task()
-        return Pending(pool.start(_score, self, objects, pool, claim), claim)
+        return Pending(pool.start(_finish, *_begin(self, objects, pool, claim)), claim)
 
     def spec(self) -> ModelSpec:
         """What the servers say of the model; asked once per process."""
@@ -182,6 +188,13 @@ class Pending:
 
 def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -> tuple[Any, Report]:
     """The whole way of one call, on the calling thread."""
+    return _finish(*_begin(model, objects, pool, claim))
+
+
+def _begin(
+    model: Model, objects: Any, pool: Pool, claim: Claim | None
+) -> tuple[_Run, Rows | GraphRows]:
+    """What needs the objects themselves."""
     spec = _own_spec(model, pool)
     report = Report(model=spec.name, model_version=spec.version, config_digest=spec.config_digest)
     with report.stage("features"):
@@ -189,11 +202,15 @@ def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -
     with report.stage("flatten"):
         rows = inputs.flatten()
     report.rows, report.cut, report.useful_nbytes = len(rows), rows.n_cut, rows.useful_nbytes
-    run = _Run(model, spec, pool, report, claim)
+    return _Run(model, spec, pool, report, claim), rows
+
+
+def _finish(run: _Run, rows: Rows | GraphRows) -> tuple[Any, Report]:
+    """What needs the servers."""
     scores = _send(run, rows, _split(run, rows))
-    with report.stage("unflatten"):
-        nested = rows.unflatten(_named(scores.arrays, model), scores.names)
-        return (nested if scores.missing is None else rows.mask(nested, ~scores.missing)), report
+    with run.report.stage("unflatten"):
+        nested = rows.unflatten(_named(scores.arrays, run.model), scores.names)
+        return (nested if scores.missing is None else rows.mask(nested, ~scores.missing)), run.report
 
 
 @dataclass(frozen=True, slots=True)

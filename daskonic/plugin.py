@@ -229,6 +229,15 @@ _process_pools: dict[tuple[int, Settings], Pool] = {}
 _process_pools_lock = threading.Lock()
 
 
+def _new_lock() -> None:
+    """In a forked child: a thread of the parent may have held the lock, and nobody there would give it back."""
+    global _process_pools_lock
+    _process_pools_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)
+
+
 def pool_for(settings: Settings) -> Pool:
     """The process-wide pool with these settings; never one inherited by fork."""
     key = (os.getpid(), settings)
