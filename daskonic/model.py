@@ -12,23 +12,29 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+from daskonic import display
 from daskonic import trim as trimming
 from daskonic.config import resolve
-from daskonic.errors import ConfigError, InferenceError, ServerError, SpecError
+from daskonic.errors import ConfigError, InferenceError, ServerError
 from daskonic.features import Batch, Features, GraphRows, Rows
 from daskonic.join import Joined
 from daskonic.lazy import is_lazy, lazily
 from daskonic.plugin import aside, claim_of_task, current_pool, honoured, pool_for
 from daskonic.pool import Call, Claim, Pool
 from daskonic.report import Report
-from daskonic.tensors import ANY, Array, ModelSpec, Request, TensorSpec
+from daskonic.tensors import ModelSpec, Request
+from daskonic.wanted import batched, named, outputs_of
+
+if TYPE_CHECKING:
+    from daskonic.preflight import CheckReport
 
 __all__ = ["Model", "Pending"]
 
@@ -113,6 +119,19 @@ class Model:
         where = f", servers={list(self._settings.servers)}" if self._settings else ""
         return f"Model({self.name!r}{version}{where})"
 
+    def _repr_html_(self) -> str:
+        servers = "those of the worker's plugin, or of Dask's configuration"
+        facts = {
+            "servers": ", ".join(self._settings.servers) if self._settings else servers,
+            "features": str(self.features),
+            "outputs": ", ".join(self.outputs or ()) or "all",
+            "classes": ", ".join(self.classes or ()),
+            "batch_size": str(self.batch_size or "as the server says"),
+            "trim, on_failure": f"{self.trim}, {self.on_failure}",
+        }
+        version = f"version {self.version}" if self.version else "the version that the servers prefer"
+        return display.card(f"Model {self.name}", version, display.table(facts.items()))
+
     def __call__(self, objects: Any) -> Any:
         """Score every row.
 
@@ -152,8 +171,47 @@ class Model:
         objects
             As in :meth:`__call__`.
         """
-        pool, claim = self.pool(), claim_of_task()
+        pool, claim = self.pool(), claim_of_task() or Claim()
         return Pending(pool.start(_finish, *_begin(self, objects, pool, claim)), claim)
+
+    def check(
+        self,
+        objects: Any,
+        reference: str | os.PathLike[str] | None = None,
+        *,
+        n_rows: int | None = None,
+        tolerance: float = 1e-5,
+    ) -> CheckReport:
+        """Find out with a few events whether a run would fail or give wrong scores, and what it will cost.
+
+        Each server is asked by itself. The features are held against the model, and the same rows are scored in batches of
+        1, 7 and the largest, among other neighbours, with less padding, and in this process.
+
+        Parameters
+        ----------
+        objects
+            As in :meth:`__call__`; the first 200 events are looked at.
+        reference : path, optional
+            The model as an ONNX file, or a repository with it; default is ``daskonic.fallback-repository``. Without one, nothing
+            is scored in this process.
+        n_rows : int, optional
+            Rows of the run, for the estimate; default is a million.
+        tolerance : float
+            Largest difference of scores, relative for numbers above 1, that is not a mistake.
+
+        Returns
+        -------
+        CheckReport
+            Mistakes do not raise: ``report.ok`` tells whether there are any, and ``report.findings`` which.
+
+        Raises
+        ------
+        ConfigError
+            No server is named, or ``reference`` has no such model.
+        """
+        from daskonic.preflight import check  # only needed here
+
+        return check(self, objects, reference, n_rows, tolerance)
 
     def spec(self) -> ModelSpec:
         """What the servers say of the model; asked once per process."""
@@ -167,14 +225,18 @@ class Model:
 class Pending:
     """Scores on their way."""
 
-    def __init__(self, future: Future[tuple[Any, Report]], claim: Claim | None = None) -> None:
+    def __init__(self, future: Future[tuple[Any, Report]], claim: Claim) -> None:
         self._future = future
         self._claim = claim
 
     def result(self, timeout_s: float | None = None) -> Any:
-        """Wait for the scores; raises what :meth:`Model.__call__` would have raised."""
+        """Wait for the scores; raises what :meth:`Model.__call__` would have raised. Ctrl-C ends its requests too."""
         with honoured(self._claim), nullcontext() if self._future.done() else aside():
-            return self._future.result(timeout_s)[0]
+            try:
+                return self._future.result(timeout_s)[0]
+            except KeyboardInterrupt:
+                self._claim.give_up()
+                raise
 
     def done(self) -> bool:
         """Whether the scores, or an error, are there."""
@@ -209,7 +271,7 @@ def _finish(run: _Run, rows: Rows | GraphRows) -> tuple[Any, Report]:
     """What needs the servers."""
     scores = _send(run, rows, _split(run, rows))
     with run.report.stage("unflatten"):
-        nested = rows.unflatten(_named(scores.arrays, run.model), scores.names)
+        nested = rows.unflatten(named(scores.arrays, run.model), scores.names)
         return (nested if scores.missing is None else rows.mask(nested, ~scores.missing)), run.report
 
 
@@ -245,7 +307,7 @@ def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
 def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial: bool = False) -> Joined:
     """Outputs of all rows: several batches are on their way while the next one is made."""
     model, spec, pool, report = run.model, run.spec, run.pool, run.report
-    scores = Joined(_wanted(model, spec), rows)
+    scores = Joined(outputs_of(model, spec), rows)
     with _Window(run, scores, trial=trial) as window:
         for batch in batches:
             with report.stage("features"):
@@ -267,7 +329,7 @@ class _Window:
         self._calls: deque[tuple[Batch, Call]] = deque()
         self._pool, self._report = run.pool, run.report
         self._scores = scores
-        self._mask = run.model.on_failure == "mask" and not trial
+        self._mask, self._trial = run.model.on_failure == "mask" and not trial, trial
         # A trial holds a lock, on which the task that would have the thread meanwhile might wait.
         self._aside: Callable[[], AbstractContextManager[None]] = nullcontext if trial else aside
 
@@ -318,6 +380,7 @@ class _Window:
                 response = call.decode(answer)
             with self._report.stage("join"):
                 self._scores.join(batch, response)
+            self._report.joined += 0 if self._trial else batch.n_rows
             self._report.endpoints[call.address] += 1
             if call.server_s is not None:
                 self._report.add_server_s(*call.server_s)
@@ -328,38 +391,4 @@ class _Window:
 
 def _own_spec(model: Model, pool: Pool) -> ModelSpec:
     """The servers' description, with the batch dimension that the user declares where they do not."""
-    spec = pool.spec(model.name, model.version)
-    if spec.max_batch_size > 0 or model.features.is_graph:
-        return spec
-    if model.batch_size is None:
-        raise SpecError(
-            f"model {model.name!r} does not say that it takes batches (max_batch_size is 0 or not told), so rows of "
-            "different objects cannot be put in one request safely; if the first dimension of every "
-            "tensor is the batch, say so with dk.Model(..., batch_size=N); if the tensors are nodes and edges of "
-            "graphs, declare them with dk.Features(..., graph=dk.Graph(...))"
-        )
-    return spec.with_batch_dimension(model.batch_size)
-
-
-def _wanted(model: Model, spec: ModelSpec) -> tuple[TensorSpec, ...]:
-    """The outputs asked for."""
-    names = [t.name for t in spec.outputs]
-    unknown = sorted(set(model.outputs or ()) - set(names))
-    if unknown:
-        raise SpecError(f"model {spec.name!r} has no output {', '.join(unknown)}; it has {', '.join(names)}")
-    wanted = tuple(t for t in spec.outputs if model.outputs is None or t.name in model.outputs)
-    last = [t.shape[1:] if model.features.is_graph else t.shape for t in wanted]
-    if model.classes is not None and not (len(last) == 1 and last[0] in ((len(model.classes),), (ANY,))):
-        raise SpecError(
-            f"{len(model.classes)} classes ({', '.join(model.classes)}) are named, but model {spec.name!r} gives "
-            f"{'; '.join(map(str, wanted))}; name each class of one output (choose it with outputs=[...])"
-        )
-    return wanted
-
-
-def _named(arrays: dict[str, Array], model: Model) -> Array | dict[str, Array]:
-    """One array, or a record of them; the last dimension as fields where it has names."""
-    if model.classes is not None:
-        (values,) = arrays.values()
-        return {label: values[:, i] for i, label in enumerate(model.classes)}
-    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+    return batched(model, pool.spec(model.name, model.version))
