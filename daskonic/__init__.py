@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from daskonic.features import Features as Features
     from daskonic.features import Graph as Graph
     from daskonic.features import Pad as Pad
+    from daskonic.features import Variations as Variations
+    from daskonic.kfold import KFold as KFold
     from daskonic.model import Model as Model
     from daskonic.model import Pending as Pending
     from daskonic.plugin import InferencePlugin as InferencePlugin
@@ -35,11 +37,13 @@ _HOMES = {
     "Features": "features",
     "Graph": "features",
     "InferencePlugin": "plugin",
+    "KFold": "kfold",
     "LocalServer": "server",
     "Model": "model",
     "Pad": "features",
     "Pending": "model",
     "Report": "report",
+    "Variations": "features",
     "TwoPhaseProcessor": "processor",
     "current_pool": "plugin",
     "link_constituents": "constituents",
@@ -52,12 +56,14 @@ __all__ = [
     "Features",
     "Graph",
     "InferencePlugin",
+    "KFold",
     "LocalServer",
     "Model",
     "Pad",
     "Pending",
     "Report",
     "TwoPhaseProcessor",
+    "Variations",
     "__version__",
     "current_pool",
     "link_constituents",

@@ -263,7 +263,8 @@ def _begin(
         inputs = model.features(objects, spec)
     with report.stage("flatten"):
         rows = inputs.flatten()
-    report.rows, report.cut, report.useful_nbytes = len(rows), rows.n_cut, rows.useful_nbytes
+    report.rows, report.saved = len(rows), rows.n_saved
+    report.cut, report.useful_nbytes = rows.n_cut, rows.useful_nbytes
     return _Run(model, spec, pool, report, claim), rows
 
 

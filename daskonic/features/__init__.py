@@ -11,6 +11,7 @@ from daskonic.features.images import hit_patches, jet_images
 from daskonic.features.neighbours import nearest_neighbours
 from daskonic.features.plan import Pad
 from daskonic.features.rows import Inputs, Rows
+from daskonic.features.variations import Variations
 
 __all__ = [
     "Batch",
@@ -21,6 +22,7 @@ __all__ = [
     "Pad",
     "Rows",
     "Shape",
+    "Variations",
     "cell_grid",
     "hit_patches",
     "jet_images",

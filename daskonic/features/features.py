@@ -13,6 +13,7 @@ from daskonic.features.graph_features import GraphFeatures
 from daskonic.features.plan import Pad
 from daskonic.features.rows import Inputs
 from daskonic.features.variables import VariableFeatures
+from daskonic.features.variations import Variations, VariedInputs
 from daskonic.features.weaver import load
 from daskonic.tensors import ModelSpec
 
@@ -109,6 +110,8 @@ class Features:
         SpecError
             Names, ranks or dtypes disagree with the model's.
         """
+        if isinstance(objects, Variations):
+            return VariedInputs({name: self._maker.inputs(one, spec) for name, one in objects.items()})
         return self._maker.inputs(objects, spec)
 
     def __repr__(self) -> str:

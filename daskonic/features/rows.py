@@ -84,6 +84,11 @@ class Rows:
         return total
 
     @property
+    def n_saved(self) -> int:
+        """Rows that need not be sent, since they are equal to one that is."""
+        return 0
+
+    @property
     def n_cut(self) -> int:
         """Rows that are longer than an input, of which the end is left out as in the training."""
         longer = np.zeros(len(self), np.bool_)
@@ -177,7 +182,7 @@ class Rows:
 
     def _tensor(self, plan: Plan, block: Block, lengths: Mapping[str, int]) -> Array:
         """One input of one batch."""
-        values = [self._ready(v, plan, block) for v in plan.variables]
+        values = [self.ready(v, plan, block) for v in plan.variables]
         if plan.pad is None:
             return np.stack(values, axis=1) if plan.stacked else np.ascontiguousarray(values[0])
         out = np.empty((block.n_rows, *self._shape(plan, block.columns, lengths)), plan.dtype)
@@ -194,8 +199,8 @@ class Rows:
             )
         return out
 
-    def _ready(self, variable: Variable, plan: Plan, block: Block) -> Array:
-        """Values of a variable, standardised, finite, in the model's dtype."""
+    def ready(self, variable: Variable, plan: Plan, block: Block) -> Array:
+        """Values of a variable in one batch, standardised, finite, in the model's dtype."""
         values = block.columns[variable.name].values
         if variable.center is not None:
             scaled: npt.NDArray[np.float32] = np.subtract(values, variable.center, dtype=np.float32)
