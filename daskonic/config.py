@@ -8,11 +8,12 @@ inherit the client's settings, so a resolved :class:`Settings` travels inside th
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import dask.config
 import yaml
@@ -22,7 +23,9 @@ from daskonic.errors import ConfigError
 
 __all__ = [
     "NO_CREDENTIALS",
+    "NO_LIMITS",
     "Credentials",
+    "Limits",
     "Settings",
     "host_of",
     "refuse_plain_secrets",
@@ -72,6 +75,27 @@ class Credentials:
 NO_CREDENTIALS = Credentials()
 
 
+class Limits(NamedTuple):
+    """What a site allows all workers of a cluster together; infinite for no limit, and false if there is none.
+
+    Attributes
+    ----------
+    requests : float
+        Requests in flight.
+    nbytes_per_s : float
+        Bytes of requests sent in a second.
+    """
+
+    requests: float = math.inf
+    nbytes_per_s: float = math.inf
+
+    def __bool__(self) -> bool:
+        return any(map(math.isfinite, self))
+
+
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What a pool needs to know; hashable, so equal settings share one pool.
@@ -97,6 +121,8 @@ class Settings:
         Models for that, on the worker's file system.
     partitions_held : int
         Partitions that wait for scores at one time in a process.
+    limits : Limits
+        For all workers of a cluster together.
     """
 
     servers: tuple[str, ...]
@@ -111,6 +137,7 @@ class Settings:
     fallback: str = "none"
     fallback_repository: str = ""
     partitions_held: int = 8
+    limits: Limits = NO_LIMITS
 
 
 def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Settings:
@@ -152,6 +179,23 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
         fallback=_one_of(values, "fallback", ("none", "inprocess", "server")),
         fallback_repository=_repository(values),
         partitions_held=_count(values, "partitions-held"),
+        limits=_limits(values["cluster"]),
+    )
+
+
+def _limits(given: object) -> Limits:
+    """What a whole cluster may use."""
+    defaults = DEFAULTS["daskonic"]["cluster"]
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"daskonic.cluster is of type {type(given).__name__}, not a mapping; known: {', '.join(defaults)}"
+        )
+    values = {f"cluster.{k}": v for k, v in defaults.items()}
+    values |= {f"cluster.{k.replace('_', '-')}": v for k, v in given.items()}
+    requests, nbytes = "cluster.requests-in-flight", "cluster.bytes-per-second"
+    return Limits(
+        math.inf if values[requests] is None else _count(values, requests),
+        math.inf if values[nbytes] is None else _nbytes(values, nbytes),
     )
 
 

@@ -9,18 +9,21 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import threading
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from distributed import Reschedule, Worker, WorkerPlugin, get_worker, secede
 from distributed.threadpoolexecutor import thread_state
 
 from daskonic.config import Settings, resolve
-from daskonic.pool import Claim, Pool
+from daskonic.pool import Claim, Pool, Share
+from daskonic.sharing import Shareholder
 
 __all__ = ["InferencePlugin", "aside", "claim_of_task", "current_pool", "honoured", "pool_for"]
 
@@ -28,7 +31,8 @@ logger = logging.getLogger(__name__)
 
 NAME = "daskonic"
 RUNNING = ("executing", "long-running")
-TURN_S = 30.0
+LOOK_S, BUSY = 1.0, 0.05
+"""How often a task that waits for its turn looks whether those that have one do anything, and the part of time that is something."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 TRIM_THRESHOLD_NBYTES = 256 * 2**20
@@ -77,25 +81,39 @@ class InferencePlugin(WorkerPlugin):
     def _forget(self) -> None:
         """Nothing is there yet that belongs to one worker."""
         self._pool: Pool | None = None
+        self._share: Share | None = None
+        self._shareholder: Shareholder | None = None
         self._claims: dict[Hashable, weakref.WeakSet[Claim]] = {}
         self._claims_lock = threading.Lock()
         self._aside = 0
+        self._in_place: set[int] = set()
 
     def setup(self, worker: Worker) -> None:
         """Build the pool, without connecting."""
         _keep_large_buffers()
-        self._pool = Pool(self.settings)
+        limits = self.settings.limits
+        if limits:
+            self._share = Share(*(0 if math.isfinite(limit) else limit for limit in limits))
+            self._shareholder = Shareholder(worker, limits, self._share)
+        self._pool = Pool(self.settings, share=self._share)
         logger.info("worker %s infers at %s", worker.address, ", ".join(self.settings.servers))
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002
-        """Close the pool, off the event loop."""
+        """Close the pool, off the event loop, and give its share back."""
         if self._pool is not None:
             await asyncio.to_thread(self._pool.close)
             self._pool = None
+        if self._shareholder is not None:
+            await self._shareholder.leave()
 
     def pool(self) -> Pool | None:
         """The worker's pool; None before setup and after teardown."""
         return self._pool
+
+    @property
+    def share(self) -> Share | None:
+        """What this worker may use of the cluster's limits; None where there are none."""
+        return self._share
 
     def claim(self, key: Hashable) -> Claim:
         """A claim on calls, given up when Dask cancels the task with this key."""
@@ -115,6 +133,20 @@ class InferencePlugin(WorkerPlugin):
         """Its wait is over."""
         with self._claims_lock:
             self._aside -= 1
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """A task waits and keeps its thread."""
+        thread = threading.get_native_id()
+        self._in_place.add(thread)
+        try:
+            yield
+        finally:
+            self._in_place.discard(thread)
+
+    def waiting_threads(self) -> set[int]:
+        """Threads that wait for servers: they have nothing to do now, but will."""
+        return self._in_place | (set() if self._pool is None else self._pool.waiting_threads())
 
     def transition(self, key: Hashable, start: str, finish: str, **_: Any) -> None:
         """A task that runs is cancelled: by its user, or because the client is gone. Dask lets it run; its requests end."""
@@ -145,36 +177,58 @@ def aside() -> Iterator[None]:
     memory that way are bounded by ``partitions_held``; a task beyond that waits on its thread.
     """
     plugin = _here()
-    if plugin is None or not getattr(thread_state, "proceed", False) or not plugin.step_aside():
+    if plugin is None or not getattr(thread_state, "proceed", False):
         yield
+        return
+    if not plugin.step_aside():
+        with plugin.in_place():
+            yield
         return
     try:
         secede()  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
-            _take_turn()
+            _take_turn(plugin)
     finally:
         plugin.step_back()
 
 
-def _take_turn() -> None:
-    """Dask's ``rejoin()``, but for its wait, which has no end where the task that has the thread waits for this one.
+def _take_turn(plugin: InferencePlugin) -> None:
+    """Dask's ``rejoin()``, first come, first served, and with an end where the task that has the thread waits for this one.
 
     Two tasks may share a lock, and this one hold it; then both have to run.
     """
     executor, turn = thread_state.executor, threading.Event()
     place = (threading.current_thread(), turn)
     with executor._rejoin_lock:
-        executor._rejoin_list.append(place)
+        executor._rejoin_list.insert(0, place)  # it is taken from the other end
     executor.submit(lambda: None)  # wakes a thread that has nothing to do
-    if not turn.wait(TURN_S):
-        with executor._rejoin_lock:
-            if place in executor._rejoin_list:
-                executor._rejoin_list.remove(place)
-                logger.warning("a task waited %g s for its turn and goes on beside another one", TURN_S)
-                return
+    used_s = _used_s(executor)
+    while not turn.wait(LOOK_S):
+        before, used_s = used_s, _used_s(executor)
+        if _is_stuck(before, used_s) and not plugin.waiting_threads() & used_s.keys():
+            with executor._rejoin_lock:
+                if place in executor._rejoin_list:
+                    executor._rejoin_list.remove(place)
+                    logger.info("a task goes on beside others, which wait, perhaps for a lock that it holds")
+                    return
     thread_state.proceed = True
+
+
+def _used_s(executor: Any) -> dict[int, float]:
+    """Seconds for which each thread that has a turn ran, or was ready to."""
+    used_s = {}
+    for thread in list(executor._threads):
+        with suppress(OSError):  # just ended
+            ran_ns, ready_ns, _ = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()
+            used_s[thread.native_id] = (int(ran_ns) + int(ready_ns)) / 1e9
+    return used_s
+
+
+def _is_stuck(before: dict[int, float], now: dict[int, float]) -> bool:
+    """Whether the same threads have the turns as before, and none of them did anything."""
+    return before.keys() == now.keys() and all(now[t] - before[t] < BUSY * LOOK_S for t in now)
 
 
 def claim_of_task() -> Claim | None:
@@ -225,7 +279,7 @@ def current_pool() -> Pool:
     return pool if pool is not None else pool_for(resolve())
 
 
-_process_pools: dict[tuple[int, Settings], Pool] = {}
+_process_pools: dict[tuple[int, Settings, Share | None], Pool] = {}
 _process_pools_lock = threading.Lock()
 
 
@@ -239,12 +293,14 @@ os.register_at_fork(after_in_child=_new_lock)
 
 
 def pool_for(settings: Settings) -> Pool:
-    """The process-wide pool with these settings; never one inherited by fork."""
-    key = (os.getpid(), settings)
+    """The process-wide pool with these settings; never one inherited by fork. On a worker it keeps to the worker's share."""
+    plugin = _here()
+    share = None if plugin is None else plugin.share
+    key = (os.getpid(), settings, share)
     with _process_pools_lock:
         if key not in _process_pools or _process_pools[key].is_closed:
             _keep_large_buffers()
-            _process_pools[key] = Pool(settings)
+            _process_pools[key] = Pool(settings, share=share)
         return _process_pools[key]
 
 

@@ -66,7 +66,7 @@ def make_model():
         assert pool.stats().waiting == 0
         pool.close()
     for model in made:
-        plugin._process_pools.pop((os.getpid(), model._settings), None)
+        plugin._process_pools.pop((os.getpid(), model._settings, None), None)
     addresses = {a for model in made for a in model._settings.servers}
     assert eventually(lambda: connections(addresses) == 0, 5)
     assert eventually(lambda: not new_threads(threads)), new_threads(threads)

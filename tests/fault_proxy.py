@@ -7,11 +7,16 @@ import contextlib
 import socket
 import struct
 import threading
+import time
+from collections.abc import Callable
 from typing import Literal, Self
 
 CHUNK = 65536
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-HEADERS, GOAWAY = 1, 7
+DATA, HEADERS, RST_STREAM, GOAWAY = 0, 1, 3, 7
+END_STREAM = 1
+LARGE = 1500
+"""Bytes of a call that is more than a question about a model."""
 NO_ERROR, ENHANCE_YOUR_CALM = 0, 11
 AT_ONCE = struct.pack("ii", 1, 0)
 """SO_LINGER: closing sends a reset and forgets what was not sent."""
@@ -33,6 +38,10 @@ class FaultProxy:
         Connections accepted so far, and most at one time.
     calls : int
         HTTP/2 streams opened by clients: gRPC calls, whatever became of them.
+    large, most_large : int
+        Calls with a large request that have no answer yet, now and at most.
+    sent : list of (float, int)
+        When how many bytes came from clients.
     faults : int
         Messages that were cut, and connections that got a GOAWAY.
     """
@@ -41,6 +50,8 @@ class FaultProxy:
         host, port = target.split(":")
         self._target = host, int(port)
         self.connections_total = self.most_open = self.calls = self.faults = 0
+        self.large = self.most_large = 0
+        self.sent: list[tuple[float, int]] = []
         self._open: set[_Link] = set()
         self._cut: _Cut | None = None
         self._rate = 0.0
@@ -180,8 +191,9 @@ class _Link:
         self._proxy = proxy
         self._client = client
         self._server = server
-        self._requests = _Frames(len(PREFACE))
-        self._answers = _Frames(0)
+        self._requests = _Frames(len(PREFACE), self._asked)
+        self._answers = _Frames(0, self._answered)
+        self._asking: dict[int, int] = {}
         self._goaway: tuple[int, int] | None = None
         self._tasks: list[asyncio.Task] = []
         self.over = asyncio.Event()
@@ -197,6 +209,27 @@ class _Link:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for _, writer in (self._client, self._server):
             writer.close()
+        for stream in list(self._asking):
+            self._over(stream)
+
+    def _asked(self, kind: int, flags: int, stream: int, nbytes: int) -> None:
+        """A frame from the client."""
+        if kind == RST_STREAM:
+            self._over(stream)
+        elif kind == DATA:
+            before = self._asking.get(stream, 0)
+            self._asking[stream] = before + nbytes
+            if before < LARGE <= before + nbytes:
+                self._proxy.large += 1
+                self._proxy.most_large = max(self._proxy.most_large, self._proxy.large)
+
+    def _answered(self, kind: int, flags: int, stream: int, nbytes: int) -> None:
+        """A frame from the server."""
+        if kind == RST_STREAM or (kind in (DATA, HEADERS) and flags & END_STREAM):
+            self._over(stream)
+
+    def _over(self, stream: int) -> None:
+        self._proxy.large -= self._asking.pop(stream, 0) >= LARGE
 
     def end(self, how: str) -> None:
         """Now."""
@@ -227,6 +260,7 @@ class _Link:
                 ends = frames.feed(data)
                 if of == "requests":
                     proxy.calls += frames.begun - begun
+                    proxy.sent.append((time.monotonic(), len(data)))
                 cut = proxy._cut
                 if cut is not None and cut.of == of:
                     cut.left -= len(data)
@@ -267,8 +301,9 @@ class _Link:
 class _Frames:
     """Where HTTP/2 frames end in a stream of bytes, and which streams they open."""
 
-    def __init__(self, preface: int) -> None:
+    def __init__(self, preface: int, seen: Callable[[int, int, int, int], None]) -> None:
         self._left = preface
+        self._seen = seen
         self._head = b""
         self.begun = 0
         self.last_stream = 0
@@ -297,6 +332,7 @@ class _Frames:
 
     def _begin(self) -> None:
         length, stream = int.from_bytes(self._head[:3]), int.from_bytes(self._head[5:]) & 0x7FFFFFFF
+        self._seen(self._head[3], self._head[4], stream, length)
         if self._head[3] == HEADERS and stream > self.last_stream:
             self.begun += 1
             self.last_stream = stream

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from daskonic.errors import DaskonicError, DeadlineError, OverloadedError, UnavailableError
 from daskonic.pool.endpoint import Endpoint, ModelKey
+from daskonic.pool.share import Share
 
 __all__ = ["Balancer", "Permit"]
 
@@ -62,6 +63,8 @@ class Balancer:
         Seeded by what makes this worker different from the others.
     fallback : Endpoint, optional
         Used while every other one is away.
+    share : Share, optional
+        What this worker may use of what a site allows a whole cluster.
 
     Attributes
     ----------
@@ -70,13 +73,19 @@ class Balancer:
     """
 
     def __init__(
-        self, endpoints: Sequence[Endpoint], most: int, rng: random.Random, fallback: Endpoint | None = None
+        self,
+        endpoints: Sequence[Endpoint],
+        most: int,
+        rng: random.Random,
+        fallback: Endpoint | None = None,
+        share: Share | None = None,
     ) -> None:
         self._line = list(endpoints)
         rng.shuffle(self._line)
         self._most = most
         self._rng = rng
         self._fallback = fallback
+        self._share = share
         self._latencies: dict[Hashable, deque[float]] = {}
         self._sent = 0
         self._probe_again = 0
@@ -99,9 +108,12 @@ class Balancer:
 
     def room(self, now: float) -> int:
         """Requests that may be in flight at all endpoints together."""
-        return sum(e.window.permits for e in self.active(now))
+        room = sum(e.window.permits for e in self.active(now))
+        return room if self._share is None else int(min(room, max(self._share.requests, 1)))
 
-    def pick(self, key: ModelKey, kind: Hashable, now: float, avoid: Endpoint | None = None) -> Permit | None:
+    def pick(
+        self, key: ModelKey, kind: Hashable, now: float, avoid: Endpoint | None = None, nbytes: int = 0
+    ) -> Permit | None:
         """A place at the endpoint with the largest free part of its window; another than ``avoid`` if one can."""
         here = [e for e in self.active(now) if e.has(key)]
         well = [e for e in here if not e.breaker.openings]
@@ -109,7 +121,7 @@ class Balancer:
             here = well
         able = [e for e in here if _is_free(e, now)]
         able = [e for e in able if e is not avoid] or able
-        if not able:
+        if not able or not self._may_go(nbytes, now):
             return None
         endpoint = min(
             able, key=lambda e: (not e.breaker.openings, e.in_flight / e.window.limit, self._rng.random())
@@ -118,7 +130,9 @@ class Balancer:
             self._probe_again = self._sent + PROBE_EVERY
         return self._take(endpoint, kind, now)
 
-    def pick_second(self, key: ModelKey, kind: Hashable, now: float, first: Endpoint) -> Permit | None:
+    def pick_second(
+        self, key: ModelKey, kind: Hashable, now: float, first: Endpoint, nbytes: int = 0
+    ) -> Permit | None:
         """A place for the second request of a straggler, where that costs nobody anything.
 
         Only at another endpoint with more than half of its window free: where queues are long, all are slow, and
@@ -131,7 +145,7 @@ class Balancer:
             for e in self.active(now)
             if e is not first and e.has(key) and _is_free(e, now) and e.in_flight < e.window.permits / 2
         ]
-        if not able:
+        if not able or not self._may_go(nbytes, now):
             return None
         self.second_total += 1
         return self._take(min(able, key=lambda e: e.in_flight / e.window.limit), kind, now)
@@ -150,6 +164,8 @@ class Balancer:
     def next_change(self, now: float) -> float:
         """When a rest or a pause ends, so that there may be a place without an answer; infinite if none does."""
         times = [t for e in self._line for t in (e.breaker.rests_until, e.not_before) if t > now]
+        if self._share is not None:
+            times.append(self._share.next_change(now))
         return min(times, default=math.inf)
 
     def ended(
@@ -165,6 +181,8 @@ class Balancer:
         """
         endpoint = permit.endpoint
         endpoint.in_flight -= 1
+        if self._share is not None:
+            self._share.ended()
         if given_up:
             return
         latency_s = now - permit.sent_at
@@ -186,6 +204,10 @@ class Balancer:
             endpoint.breaker.succeeded(now)
         pause_s = endpoint.window.pause_s(rejected=isinstance(error, OverloadedError))
         endpoint.not_before = max(endpoint.not_before, now + pause_s)
+
+    def _may_go(self, nbytes: int, now: float) -> bool:
+        """Whether the cluster's limits, if there are any, let one more request go."""
+        return self._share is None or self._share.take(nbytes, now)
 
     def _take(self, endpoint: Endpoint, kind: Hashable, now: float) -> Permit:
         """One place less."""

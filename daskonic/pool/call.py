@@ -62,8 +62,8 @@ class Call:
         self._spec = spec
         self._key = key
         self._deadline = deadline
-        nbytes = sum(array.nbytes for array in request.inputs.values())
-        self._kind = (key, (2 * nbytes).bit_length())
+        self._nbytes = sum(array.nbytes for array in request.inputs.values())
+        self._kind = (key, (2 * self._nbytes).bit_length())
         self._running: list[_Attempt] = []
         self._reason = ""
         self._cancelled = False
@@ -78,7 +78,9 @@ class Call:
         """Get a permit and put one attempt on the wire."""
         begin = time.monotonic()
         try:
-            permit = self._pool.acquire(self._key, self._kind, self._deadline, avoid, self.refuse_cancelled)
+            permit = self._pool.acquire(
+                self._key, self._kind, self._deadline, avoid, self.refuse_cancelled, self._nbytes
+            )
         except DeadlineError as error:
             if not self._reason:
                 raise
@@ -190,7 +192,7 @@ class Call:
             if not self._ended.wait(min(max(patience_s, 0.0), threading.TIMEOUT_MAX)):
                 limit_s = math.inf  # asked once
                 first = self._running[0].permit.endpoint
-                permit = self._pool.acquire_second(self._key, self._kind, first)
+                permit = self._pool.acquire_second(self._key, self._kind, first, self._nbytes)
                 if permit is not None:
                     logger.debug(
                         "a second request of %s rows goes to %s", self._request.rows, permit.endpoint.address

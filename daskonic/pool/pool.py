@@ -35,6 +35,7 @@ from daskonic.pool.check import refuse_disagreement
 from daskonic.pool.claim import Claim
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.fallback import fallback_endpoint
+from daskonic.pool.share import Share
 from daskonic.pool.stats import PoolStats
 from daskonic.tensors import ModelSpec, Request
 from daskonic.transport import Account, Transport
@@ -59,6 +60,8 @@ class Pool:
     settings : Settings
     connect : callable, optional
         Makes the transport of an address; gRPC by default.
+    share : Share, optional
+        What this worker may use of the cluster's limits; where the settings have limits and there is no cluster, all.
 
     Raises
     ------
@@ -66,7 +69,12 @@ class Pool:
         No server is named.
     """
 
-    def __init__(self, settings: Settings, connect: Callable[[str], Transport] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        connect: Callable[[str], Transport] | None = None,
+        share: Share | None = None,
+    ) -> None:
         if not settings.servers:
             raise ConfigError(
                 "no server is named: set daskonic.servers in the Dask configuration, "
@@ -82,12 +90,17 @@ class Pool:
         rng = random.Random(f"{platform.node()} {os.getpid()} {settings.servers}")
         self._endpoints = [Endpoint(address, connect, settings.window, rng) for address in settings.servers]
         self._fallback = fallback_endpoint(settings, rng)
-        self._balancer = Balancer(self._endpoints, settings.endpoints_per_worker, rng, self._fallback)
+        if share is None and settings.limits:
+            share = Share(*settings.limits)
+        self._share = share
+        self._balancer = Balancer(self._endpoints, settings.endpoints_per_worker, rng, self._fallback, share)
         self._condition = threading.Condition()
+        if share is not None:
+            share.subscribe(self.wake)
         self._contact = threading.Lock()
         self._specs: dict[ModelKey, ModelSpec] = {}
         self._retries_total = 0
-        self._waiting = 0
+        self._waiting: set[int] = set()
         self._closed = False
         self._on_fallback = False
         self._held = threading.BoundedSemaphore(settings.partitions_held)
@@ -146,12 +159,14 @@ class Pool:
                 endpoints=tuple(e.stats(now) for e in self._all()),
                 retries_total=self._retries_total,
                 hedges_total=self._balancer.second_total,
-                waiting=self._waiting,
+                waiting=len(self._waiting),
             )
 
     def close(self) -> None:
         """Close every connection; whoever waits gets an error."""
         with self._condition:
+            if self._share is not None and not self._closed:
+                self._share.unsubscribe(self.wake)
             self._closed = True
             self._condition.notify_all()
         if self._background is not None:
@@ -210,16 +225,17 @@ class Pool:
         deadline: float,
         avoid: Endpoint | None,
         refuse: Callable[[], None],
+        nbytes: int = 0,
     ) -> Permit:
         """A permit where the balancer says, waiting for one until the deadline, or until ``refuse`` raises."""
         with self._condition:
-            self._waiting += 1
+            self._waiting.add(threading.get_native_id())
             try:
                 while True:
                     self._refuse_closed()
                     refuse()
                     now = time.monotonic()
-                    permit = self._balancer.pick(key, kind, now, avoid)
+                    permit = self._balancer.pick(key, kind, now, avoid, nbytes)
                     if permit is not None:
                         self._tell_fallback(permit.endpoint)
                         return permit
@@ -227,17 +243,26 @@ class Pool:
                         raise DeadlineError(self._no_permit(now))
                     self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
             finally:
-                self._waiting -= 1
+                self._waiting.discard(threading.get_native_id())
+
+    def waiting_threads(self) -> set[int]:
+        """Native numbers of the threads that wait for a permit."""
+        with self._condition:
+            return set(self._waiting)
 
     def wake(self) -> None:
         """Let threads that wait for a permit see whether they still want one."""
         with self._condition:
             self._condition.notify_all()
 
-    def acquire_second(self, key: ModelKey, kind: Hashable, first: Endpoint) -> Permit | None:
+    def acquire_second(
+        self, key: ModelKey, kind: Hashable, first: Endpoint, nbytes: int = 0
+    ) -> Permit | None:
         """A permit for the second request of a straggler, if there is one to spare just now."""
         with self._condition:
-            return None if self._closed else self._balancer.pick_second(key, kind, time.monotonic(), first)
+            if self._closed:
+                return None
+            return self._balancer.pick_second(key, kind, time.monotonic(), first, nbytes)
 
     def straggles_after_s(self, kind: Hashable) -> float:
         """How long an answer may take before a second request is worth a thought."""
@@ -257,6 +282,8 @@ class Pool:
             # under the lock: nobody may get a permit for one of them in between
             idle = [e.detach() for e in self._balancer.idle(now)]
             self._condition.notify_all()
+        if self._share is not None:
+            self._share.wake(but=self.wake)
         if permit.endpoint is self._fallback and isinstance(error, UnavailableError):
             # the process that had the node's server has ended: find it anew
             idle.append(permit.endpoint.detach())
@@ -316,7 +343,8 @@ class Pool:
             + ("does not answer" if e.breaker.is_away(now) else f"has {e.in_flight} requests in flight")
             for e in self._balancer.active(now)
         )
-        return f"no server could take the request within {self.settings.timeout_s:g} s: {states}"
+        limit = "" if self._share is None else f"; {self._share}"
+        return f"no server could take the request within {self.settings.timeout_s:g} s: {states}{limit}"
 
     def is_elsewhere(self, key: ModelKey) -> bool:
         """Whether some endpoint may have the model."""
