@@ -1,0 +1,3 @@
+"""The networks of the papers on inference as a service, one script each."""
+
+from __future__ import annotations
