@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
@@ -17,7 +18,8 @@ class Gate(grpc.GenericRpcHandler):
     ----------
     target : str
         Whom it passes requests on to.
-    token : str
+    token : str, optional
+        None lets everything pass, and counts it.
     credentials : grpc.ServerCredentials, optional
         For TLS.
 
@@ -25,14 +27,20 @@ class Gate(grpc.GenericRpcHandler):
     ----------
     token : str
         What is asked for; may be changed.
+    full : bool
+        Whether it tells nobody what the server has, as where a site is full.
     passed, refused : int
     when_refusing : callable, optional
         Called at each refusal.
     """
 
-    def __init__(self, target: str, token: str, credentials: grpc.ServerCredentials | None = None) -> None:
+    def __init__(
+        self, target: str, token: str | None = None, credentials: grpc.ServerCredentials | None = None
+    ) -> None:
         self.token = token
+        self.full = False
         self.passed = self.refused = 0
+        self.methods: Counter[str] = Counter()
         self.when_refusing: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._channel = grpc.insecure_channel(target)
@@ -56,14 +64,17 @@ class Gate(grpc.GenericRpcHandler):
         shown = dict(details.invocation_metadata).get("authorization")
 
         def handle(request: bytes, context: grpc.ServicerContext) -> bytes:
-            allowed = shown == f"Bearer {self.token}"
+            allowed = self.token is None or shown == f"Bearer {self.token}"
             with self._lock:
+                self.methods[details.method.rpartition("/")[2]] += 1
                 self.passed += allowed
                 self.refused += not allowed
             if not allowed:
                 if self.when_refusing is not None:
                     self.when_refusing()
                 context.abort(grpc.StatusCode.UNAUTHENTICATED, "Jwt is expired")
+            if self.full and details.method.endswith("/RepositoryIndex"):
+                context.abort(grpc.StatusCode.CANCELLED, "too many requests in the queues")
             try:
                 return self._channel.unary_unary(details.method)(request, timeout=20)
             except grpc.RpcError as error:

@@ -91,12 +91,18 @@ class TritonPythonModel:
         if self.kind == "two_outputs":
             length = np.full((len(x), 1), x.shape[1], np.int64)
             return [tensor("Y", 2 * x), tensor("LENGTH", length)]
+        if self.kind == "numbered":
+            return [tensor("Y", x + np.arange(len(x), dtype=x.dtype)[:, None])]
+        if self.kind == "at_most" and len(x) > self.number("rows"):
+            raise MemoryError(f"no room for {len(x)} rows")
         return [tensor("Y", x)]
 """
 
 KINDS = (
     "identity",
     "neighbours",
+    "numbered",
+    "at_most",
     "sum",
     "two_outputs",
     "sleep",
@@ -126,7 +132,8 @@ def write_model(
     ----------
     kind : str
         What it does to ``X`` float32[any]: ``identity`` Y = X; ``neighbours`` Y = X less its mean over the rows of a
-        request, which no model should do; ``sum`` X float32[16], Y float32[2] =
+        request, which no model should do; ``numbered`` Y = X plus the row's number in the request; ``at_most`` identity
+        that fails for more than ``rows`` rows; ``sum`` X float32[16], Y float32[2] =
         (sum, -sum); ``two_outputs`` Y = 2 X and LENGTH int64[1]; ``sleep`` identity after
         ``seconds`` (1.0); ``fail`` raises; ``crash`` kills its process; ``graph`` identity of
         float32[any, any] without a batch dimension; ``graph_sum`` graphs as torch_geometric has them: ``x``

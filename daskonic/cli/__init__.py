@@ -13,6 +13,7 @@ from daskonic.errors import ConfigError, DaskonicError
 __all__ = ["main"]
 
 COMMANDS = {
+    "check": "Find out with a few events what is wrong with a run, and what it will cost.",
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
     "lock": "Write down what a model is, so that it can be recognised.",
     "serve": "Run a Triton server on this machine until Ctrl-C.",

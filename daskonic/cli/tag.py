@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from daskonic.cli.options import model_options
 from daskonic.cli.terminal import (
     facts_of,
     interrupts_ignored,
@@ -34,38 +35,9 @@ EVENTS_PER_TASK = 5_000
 SCHEDULER_TIMEOUT = "10 s"
 
 
-def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
-    """``a,b`` as a tuple; None if not given."""
-    if value is None:
-        return None
-    names = tuple(part.strip() for part in value.split(","))
-    if not all(names) or len(set(names)) < len(names):
-        raise click.BadParameter("different names, separated by commas, are needed")
-    return names
-
-
 @click.command()
 @click.argument("files", nargs=-1, required=True)
-@click.option(
-    "--model", "model_name", required=True, metavar="NAME", help="Model in the servers' repository."
-)
-@click.option("--version", default="", metavar="V", help="Its version  [default: the one that answers now].")
-@click.option(
-    "--server",
-    "servers",
-    multiple=True,
-    metavar="HOST:PORT",
-    help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
-)
-@click.option("--features", metavar="YAML", help="Weaver's data configuration of the model.")
-@click.option(
-    "--nan",
-    type=click.Choice(["error", "zero"]),
-    default="error",
-    show_default=True,
-    help="What to do with NaN in an input; weaver's own reader makes it 0.",
-)
-@click.option("--jets", default="FatJet", show_default=True, help="Collection to score.")
+@model_options
 @click.option(
     "--output",
     required=True,
@@ -97,17 +69,6 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     default="parquet",
     show_default=True,
     help="Parquet files, or a friend tree for each input file.",
-)
-@click.option("--tree", default="", help="Tree to read  [default: Events, else the only one].")
-@click.option(
-    "--classes",
-    callback=_names,
-    metavar="A,B,...",
-    help="Names of the output's numbers  [default: the labels in --features].",
-)
-@click.option("--outputs", callback=_names, metavar="A,B,...", help="Outputs to keep  [default: all].")
-@click.option(
-    "--batch-size", type=click.IntRange(1), help="Most jets in one request, where the server does not say."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.pass_context

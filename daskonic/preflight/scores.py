@@ -111,7 +111,7 @@ def compare(
     report.differences[f"batches of 1 and {FEW}"] = largest_difference(single, _first(scores, single))
     largest, rows_per_s = few[0].n_rows, 0.0
     if isinstance(rows, Rows):
-        _change_neighbours(ways, scores)
+        _change_neighbours(ways, scores, few[0].n_rows)
         largest, rows_per_s = _enlarge(ways, scores, most)
         _change_padding(ways)
     _judge(scores, tolerance, report)
@@ -144,9 +144,8 @@ def _first(scores: Scores, like: Scores) -> dict[str, Array]:
     return {name: scores[name][: len(values)] for name, values in like.items()}
 
 
-def _change_neighbours(ways: _Ways, scores: Scores) -> None:
+def _change_neighbours(ways: _Ways, scores: Scores, size: int) -> None:
     """The first row of a batch, at its place in a batch of the same size, but among others."""
-    size = min(FEW, len(ways.rows))
     if 2 <= size < len(ways.rows):
         numbers = np.concatenate([[0], np.arange(len(ways.rows) - size + 1, len(ways.rows))])
         again = ways.score([ways.batch(numbers)])
@@ -156,12 +155,12 @@ def _change_neighbours(ways: _Ways, scores: Scores) -> None:
 
 def _enlarge(ways: _Ways, scores: Scores, most: int) -> tuple[int, float]:
     """Score the largest batch, or the largest that the model takes after all; its size, and rows per second."""
-    good, bad, why = min(FEW, len(ways.rows), most), most + 1, ""
+    good, bad, why, seconds = min(FEW, len(ways.rows), most), most + 1, "", 0.0
     size = most
     while size > good and bad - good > (good // 8 if why else 0):
         numbers = np.arange(size) % len(ways.rows)
         try:
-            whole = ways.score([ways.batch(numbers)])
+            whole, seconds = ways.timed(ways.batch(numbers))
         except (InferenceError, ResponseError) as error:
             bad, why = size, why or str(error)
         else:
@@ -173,7 +172,7 @@ def _enlarge(ways: _Ways, scores: Scores, most: int) -> tuple[int, float]:
         size = (good + bad) // 2
     if why:
         _too_large(good, most, why, ways.report)
-    return good, good / ways.timed(ways.batch(np.arange(good) % len(ways.rows)))[1]
+    return good, good / (seconds or ways.timed(ways.batch(np.arange(good) % len(ways.rows)))[1])
 
 
 def _too_large(good: int, bad: int, why: str, report: CheckReport) -> None:

@@ -1,0 +1,68 @@
+"""Options that commands share: which model, at which servers, with what inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+__all__ = ["model_options"]
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
+    """``a,b`` as a tuple; None if not given."""
+    if value is None:
+        return None
+    names = tuple(part.strip() for part in value.split(","))
+    if not all(names) or len(set(names)) < len(names):
+        raise click.BadParameter("different names, separated by commas, are needed")
+    return names
+
+
+_OPTIONS = (
+    click.option(
+        "--model", "model_name", required=True, metavar="NAME", help="Model in the servers' repository."
+    ),
+    click.option(
+        "--version", default="", metavar="V", help="Its version  [default: the one that answers now]."
+    ),
+    click.option(
+        "--server",
+        "servers",
+        multiple=True,
+        metavar="HOST:PORT",
+        help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
+    ),
+    click.option("--features", metavar="YAML", help="Weaver's data configuration of the model."),
+    click.option(
+        "--nan",
+        type=click.Choice(["error", "zero"]),
+        default="error",
+        show_default=True,
+        help="What to do with NaN in an input; weaver's own reader makes it 0.",
+    ),
+    click.option("--jets", default="FatJet", show_default=True, help="Collection to score."),
+    click.option("--tree", default="", help="Tree to read  [default: Events, else the only one]."),
+    click.option(
+        "--classes",
+        callback=_names,
+        metavar="A,B,...",
+        help="Names of the output's numbers  [default: the labels in --features].",
+    ),
+    click.option("--outputs", callback=_names, metavar="A,B,...", help="Outputs to keep  [default: all]."),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        help="Most jets in one request, where the server does not say.",
+    ),
+)
+
+
+def model_options(command: Command) -> Command:
+    """All of them, in this order."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
