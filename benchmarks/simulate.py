@@ -6,6 +6,9 @@ clock are simulated. A worker's tasks compute on one core, then wait for one req
 
     python benchmarks/simulate.py --workers 10000 --servers 100 --seconds 60 --plot simulation.png
     python benchmarks/simulate.py --workers 2000 --servers 20 --vanish 0.2
+    python benchmarks/simulate.py --workers 100 --servers 20 --cap 30
+
+With ``--cap`` workers share a limit on requests in flight, as a Dask scheduler divides it among them.
 """
 
 from __future__ import annotations
@@ -24,11 +27,14 @@ from typing import Any
 
 from daskonic.errors import DaskonicError, OverloadedError, UnavailableError
 from daskonic.pool.balancer import Balancer, Permit
+from daskonic.pool.budget import Budget
 from daskonic.pool.endpoint import Endpoint
+from daskonic.pool.share import Share
 
 KEY = ("model", "1")
 ASK_AGAIN_S = 10.0
 LATE_S = 10.0
+REPORT_S, REPORTS_PER_S, TURN = 0.1, 1000, 20
 SPARE = 4
 """Endpoints behind those in use that a simulated worker knows; the real one knows all."""
 
@@ -59,6 +65,8 @@ class Setup:
     seconds : float
     vanish : float
         Part of the servers that is away in the middle third.
+    cap : int
+        Most requests in flight of all workers together; 0 for no limit.
     seed : int
     """
 
@@ -75,6 +83,7 @@ class Setup:
     window: int | None = None
     seconds: float = 60.0
     vanish: float = 0.0
+    cap: int = 0
     seed: int = 1
 
 
@@ -89,6 +98,10 @@ class Result:
     rejected: int = 0
     rejected_late: int = 0
     """After ten seconds."""
+    in_flight: int = 0
+    most_in_flight: int = 0
+    in_flight_s: float = 0.0
+    """Requests times seconds."""
     by_second: list[int] = field(default_factory=list)
     busy_s: float = 0.0
     queue_lengths: list[int] = field(default_factory=list)
@@ -121,11 +134,29 @@ class Simulation:
             self.after(2 * setup.seconds / 3, server.come_back)
         for worker in self.workers:
             worker.start()
+        if setup.cap:
+            self._budget = Budget(setup.cap)
+            self._divide()
         while self._events and self._events[0][0] < setup.seconds:
+            before = self.now
             self.now, _, action = heapq.heappop(self._events)
+            if before > setup.seconds / 5:
+                self.result.in_flight_s += self.result.in_flight * (self.now - before)
             action()
         self.result.answered = [w.answered for w in self.workers]
         return self.result
+
+    def _divide(self) -> None:
+        """What the scheduler does now and then, and what workers do with their shares, a little later."""
+        for i, worker in enumerate(self.workers):
+            self._budget.report(str(i), *worker.report())
+        every_s = max(REPORT_S, self.setup.workers / REPORTS_PER_S)
+        self._budget.turn_s = TURN * every_s
+        for number, (requests, serial) in self._budget.divide(self.now).items():
+            self.after(
+                self.setup.wire_s, lambda n=number, r=requests, s=serial: self.workers[int(n)].given(r, s)
+            )  # type: ignore[misc]
+        self.after(every_s, self._divide)
 
 
 class Server:
@@ -201,7 +232,9 @@ class Worker:
         rng.shuffle(servers)
         self._servers = {str(i): simulation.servers[i] for i in servers[: setup.connections + SPARE]}
         endpoints = [Endpoint(address, _no_connection, setup.window, rng) for address in self._servers]
-        self.balancer = Balancer(endpoints, setup.connections, rng)
+        self._share = Share(0) if setup.cap else None
+        self._serial = 0
+        self.balancer = Balancer(endpoints, setup.connections, rng, share=self._share)
         self._computing = False
         self._to_compute = setup.threads
         self._waiting: deque[int] = deque()
@@ -214,6 +247,19 @@ class Worker:
     def start(self) -> None:
         """Workers do not begin at the same moment."""
         self._simulation.after(self._rng.uniform(0, 2 * self._simulation.setup.cpu_s), self._compute)
+
+    def report(self) -> tuple[int, int, int]:
+        """Requests that it wants to have in flight, and holds."""
+        assert self._share is not None
+        wanted, _ = self._share.wanted(self._simulation.now)
+        return math.ceil(wanted), max(self._share.in_flight, int(self._share.requests)), self._serial
+
+    def given(self, requests: int, serial: int) -> None:
+        """A share of the limit."""
+        assert self._share is not None
+        self._serial = serial
+        self._share.set(self._simulation.now, requests=requests)
+        self._send()
 
     def _compute(self) -> None:
         """The next task's part on the core."""
@@ -239,6 +285,9 @@ class Worker:
                 return
             attempts = self._waiting.popleft()
             server = self._servers[permit.endpoint.address]
+            result = self._simulation.result
+            result.in_flight += 1
+            result.most_in_flight = max(result.most_in_flight, result.in_flight)
             self._simulation.after(
                 self._simulation.setup.wire_s,
                 lambda s=server, p=permit, a=attempts: s.receive(self._reply(p, a)),  # type: ignore[misc]
@@ -264,6 +313,7 @@ class Worker:
         """An answer, or a reason to try again."""
         now = self._simulation.now
         self._simulation.result.ended += 1
+        self._simulation.result.in_flight -= 1
         self.balancer.ended(permit, now, error)
         if error is None:
             self.answered += 1
@@ -315,6 +365,8 @@ def figures(setup: Setup, result: Result) -> dict[str, float]:
         "answered": answered,
         "utilisation": statistics.mean(late) / most,
         "jain": jain(result.answered),
+        "in_flight": result.in_flight_s / (0.8 * setup.seconds),
+        "most_in_flight": result.most_in_flight,
         "requests_per_answer": result.ended / max(answered, 1),
         "rejected": result.rejected / max(result.ended, 1),
         "rejected_late": result.rejected_late / max(sum(result.by_second[int(LATE_S) :]), 1),

@@ -37,6 +37,8 @@ WANTS, SHARE = "daskonic-wants", "daskonic-share"
 EVERY_S = 0.1
 WORKERS_PER_S = 1000
 """Reports that the scheduler gets in a second, where there are many workers."""
+TURN = 20
+"""Divisions for which a worker keeps what cannot be divided."""
 REPEAT_S = 2.0
 """A report that says nothing new."""
 EVEN_EVERY_S = 2.0
@@ -80,6 +82,7 @@ class SharingPlugin(SchedulerPlugin):
         every_s = max(EVERY_S, len(self._scheduler.workers) / WORKERS_PER_S)
         self._divide.callback_time = 1e3 * every_s
         for name, one in self._budgets.items():
+            one.turn_s = TURN * every_s
             for worker, (share, serial) in one.divide(time.monotonic()).items():
                 if worker in self._scheduler.stream_comms:
                     message = {

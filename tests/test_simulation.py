@@ -51,3 +51,13 @@ def test_a_short_queue_rejects_few():
 def test_is_the_same_every_time():
     setup = Setup(workers=20, servers=2, seconds=5)
     assert Simulation(setup).run() == Simulation(setup).run()
+
+
+@pytest.mark.parametrize(("workers", "cap"), [(6, 16), (40, 15), (100, 30)])
+def test_a_limit_for_all_workers_holds_and_is_used(workers, cap):
+    """With places for all and with fewer than workers: never one too many, nearly all of them in use, equal shares."""
+    setup = Setup(workers=workers, servers=20, seconds=40, cap=cap, service_s=0.05, cpu_s=0.01)
+    numbers = figures(setup, Simulation(setup).run())
+    assert numbers["most_in_flight"] <= cap
+    assert numbers["in_flight"] >= 0.9 * cap
+    assert numbers["jain"] >= 0.9

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 __all__ = ["Budget"]
 
-TURN_S = 2.0
-"""How long one keeps what it has beyond an equal share, before it is another's turn; handing over costs a round trip."""
 IN_HAND = 4
 """Of what nobody wants just now, each worker has up to this part of an equal share, or its next request would wait."""
 
@@ -37,9 +35,16 @@ class Budget:
     Parameters
     ----------
     total : int
+
+    Attributes
+    ----------
+    turn_s : float
+        How long one keeps what it has beyond an equal share, before it is another's turn. Long against the time
+        between two divisions, since handing over takes one.
     """
 
     def __init__(self, total: int) -> None:
+        self.turn_s = 2.0
         self._total = total
         self._holders: dict[str, _Holder] = {}
         self._now = 0.0
@@ -90,7 +95,7 @@ class Budget:
         seconds, self._now = now - self._now, now
         for worker, holder in self._holders.items():
             owed = holder.credit + seconds * (fair[worker] - holder.share)
-            holder.credit = min(max(owed, -2 * TURN_S), 2 * TURN_S) if holder.want else 0.0
+            holder.credit = min(max(owed, -2 * self.turn_s), 2 * self.turn_s) if holder.want else 0.0
 
     def _whole(self, fair: dict[str, float]) -> dict[str, int]:
         """Whole numbers with the same sum; who is owed most gets what cannot be divided, and keeps it for its turn."""
@@ -99,7 +104,7 @@ class Budget:
 
         def owed(worker: str) -> float:
             holder = self._holders[worker]
-            return holder.credit + (TURN_S if holder.share > whole[worker] else 0.0)
+            return holder.credit + (self.turn_s if holder.share > whole[worker] else 0.0)
 
         left = round(sum(fair.values())) - sum(whole.values())
         for worker in sorted(in_parts, key=owed, reverse=True)[:left]:
