@@ -123,6 +123,8 @@ class Settings:
         Partitions that wait for scores at one time in a process.
     limits : Limits
         For all workers of a cluster together.
+    locks : tuple of str
+        What the files of :class:`~daskonic.lock.Lock` hold.
     """
 
     servers: tuple[str, ...]
@@ -138,6 +140,7 @@ class Settings:
     fallback_repository: str = ""
     partitions_held: int = 8
     limits: Limits = NO_LIMITS
+    locks: tuple[str, ...] = ()
 
 
 def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Settings:
@@ -180,7 +183,20 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
         fallback_repository=_repository(values),
         partitions_held=_count(values, "partitions-held"),
         limits=_limits(values["cluster"]),
+        locks=_locks(values["locks"]),
     )
+
+
+def _locks(paths: object) -> tuple[str, ...]:
+    """Contents of the files of locks, read where the user is."""
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not isinstance(paths, Iterable):
+        raise ConfigError(f"daskonic.locks is {paths!r}; files that daskonic lock wrote are needed")
+    try:
+        return tuple(Path(path).expanduser().read_text() for path in paths)
+    except (OSError, UnicodeDecodeError, TypeError) as error:
+        raise ConfigError(f"daskonic.locks: {error}") from error
 
 
 def _limits(given: object) -> Limits:

@@ -258,7 +258,12 @@ def _begin(
 ) -> tuple[_Run, Rows | GraphRows]:
     """What needs the objects themselves."""
     spec = _own_spec(model, pool)
-    report = Report(model=spec.name, model_version=spec.version, config_digest=spec.config_digest)
+    report = Report(
+        model=spec.name,
+        model_version=spec.version,
+        config_digest=spec.config_digest,
+        fingerprint=spec.fingerprint,
+    )
     with report.stage("features"):
         inputs = model.features(objects, spec)
     with report.stage("flatten"):

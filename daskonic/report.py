@@ -69,8 +69,8 @@ class Report:
         Bytes of the rows' own values in the model's dtypes; the rest of ``sent_nbytes`` is padding.
     endpoints : Counter of str
         Requests answered by each address.
-    model, model_version, config_digest : str
-        Who made the numbers.
+    model, model_version, config_digest, fingerprint : str
+        Who made the numbers; the fingerprint is that of the lock, where there is one.
     stages_s : dict of str to float
         Seconds of the calling thread in each step of :data:`STAGES`.
     server_s : dict of str to float
@@ -92,6 +92,7 @@ class Report:
     model: str = ""
     model_version: str = ""
     config_digest: str = ""
+    fingerprint: str = ""
     stages_s: dict[str, float] = field(default_factory=dict)
     server_s: dict[str, float] = field(default_factory=dict)
 
@@ -179,7 +180,12 @@ class Report:
     def merge(cls, reports: Iterable[Report]) -> Report:
         """Sum of several reports; names are kept where all agree, and ``"mixed"`` where not."""
         total = cls()
-        names: dict[str, set[str]] = {"model": set(), "model_version": set(), "config_digest": set()}
+        names: dict[str, set[str]] = {
+            "model": set(),
+            "model_version": set(),
+            "config_digest": set(),
+            "fingerprint": set(),
+        }
         for report in reports:
             for count in COUNTS:
                 setattr(total, count, getattr(total, count) + getattr(report, count))

@@ -65,6 +65,8 @@ class ModelSpec:
         configuration call.
     platform : str
         Backend or platform as the server names it.
+    fingerprint : str
+        Of the :class:`~daskonic.lock.Lock` that the server was held against; empty without one.
     """
 
     name: str
@@ -74,6 +76,7 @@ class ModelSpec:
     max_batch_size: int
     config_digest: str = ""
     platform: str = ""
+    fingerprint: str = ""
 
     def with_batch_dimension(self, max_batch_size: int) -> ModelSpec:
         """The same model, the first dimension of every tensor taken as the batch.

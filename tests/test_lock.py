@@ -188,3 +188,55 @@ def test_command_line(addresses, tmp_path):
     assert "1 of 2 servers do not have the model" in other.output
     assert run(main, ["verify", path, "--server", "127.0.0.1:1"]).exit_code == 8
     assert run(main, ["lock", "scale", "file.root", "--server", addresses[0]]).exit_code == 2
+
+
+@pytest.fixture
+def path(addresses, tmp_path):
+    """A file with the lock of the first server's model."""
+    locked(addresses[0]).write(tmp_path / "scale.lock")
+    return tmp_path / "scale.lock"
+
+
+def scored(addresses, rows, **settings):
+    model = dk.Model("scale", servers=addresses, connect_timeout="2 s", timeout="5 s", **settings)
+    try:
+        pending = model.submit(rows)
+        return pending.result(), pending.report
+    finally:
+        model.pool().close()
+
+
+def test_run_uses_the_locked_model_only(addresses, path):
+    """Of servers with different weights under one name, those with the locked ones are used, and the report says which model it was."""
+    rows = np.arange(30, dtype=FLOAT).reshape(10, 3)
+    for servers in (addresses, addresses[::-1]):
+        scores, report = scored(servers, rows, locks=[path])
+        np.testing.assert_array_equal(scores, 2 * rows)
+        assert addresses[2] not in report.endpoints
+        assert report.fingerprint == Lock.read(path).fingerprint
+    assert scored(addresses[:1], rows)[1].fingerprint == ""
+
+
+def test_run_without_the_locked_model(addresses, path):
+    """Where no server has it, nothing is scored, and the error says what differs."""
+    with pytest.raises(
+        errors.ModelNotFoundError, match=r"than daskonic.locks says: its answers to the probe differ"
+    ):
+        scored(addresses[2:], np.ones((2, 3), FLOAT), locks=[path])
+
+
+def test_reports_of_different_models_are_mixed(addresses, path):
+    """A merged report does not pass off two models as one."""
+    report = scored(addresses[:1], np.ones((2, 3), FLOAT), locks=[path])[1]
+    other = dataclasses.replace(report, fingerprint="0" * 64)
+    assert dk.Report.merge([report, report]).fingerprint == report.fingerprint
+    assert dk.Report.merge([report, other]).fingerprint == "mixed"
+
+
+def test_lock_of_the_settings(tmp_path):
+    """A file that is missing or no lock is found where the plugin is made, not in a task."""
+    with pytest.raises(errors.ConfigError, match=r"daskonic\.locks: .*absent\.lock"):
+        dk.InferencePlugin(servers=["a:1"], locks=[tmp_path / "absent.lock"])
+    (tmp_path / "x.lock").write_text("{}")
+    with pytest.raises(errors.ConfigError, match="did not write"):
+        dk.InferencePlugin(servers=["a:1"], locks=[tmp_path / "x.lock"])

@@ -8,6 +8,7 @@ therefore not be what others wait for. Who gets one is the policy of :mod:`dasko
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import math
@@ -16,6 +17,7 @@ import platform
 import random
 import threading
 import time
+import zlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -29,6 +31,7 @@ from daskonic.errors import (
     ServerError,
     UnavailableError,
 )
+from daskonic.lock import Lock
 from daskonic.pool.balancer import Balancer, Permit
 from daskonic.pool.call import Call
 from daskonic.pool.check import refuse_disagreement
@@ -90,6 +93,7 @@ class Pool:
         rng = random.Random(f"{platform.node()} {os.getpid()} {settings.servers}")
         self._endpoints = [Endpoint(address, connect, settings.window, rng) for address in settings.servers]
         self._fallback = fallback_endpoint(settings, rng)
+        self._locks = {lock.model: lock for lock in map(_lock, settings.locks)}
         if share is None and settings.limits:
             share = Share(*settings.limits)
         self._share = share
@@ -205,7 +209,7 @@ class Pool:
     def ask(self, endpoint: Endpoint, model: str, version: str, timeout_s: float) -> DaskonicError | None:
         """Let an endpoint describe the model; what went wrong is returned."""
         try:
-            endpoint.specs[model, version] = endpoint.transport().model_spec(model, version, timeout_s)
+            endpoint.specs[model, version] = self._described(endpoint, model, version, timeout_s)
         except ModelNotFoundError as error:
             endpoint.specs[model, version] = None
             return error
@@ -215,6 +219,20 @@ class Pool:
                 endpoint.breaker.failed(time.monotonic())
             return error
         return None
+
+    def _described(self, endpoint: Endpoint, model: str, version: str, timeout_s: float) -> ModelSpec:
+        """The endpoint's description; ModelNotFoundError if its model is not the one that was locked."""
+        transport, lock = endpoint.transport(), self._locks.get(model)
+        if lock is None:
+            return transport.model_spec(model, version, timeout_s)
+        spec = transport.model_spec(model, version or lock.version, timeout_s)
+        difference = lock.disagreement(spec, transport, self.settings.attempt_timeout_s)
+        if difference is not None:
+            logger.warning("%s is not asked for model %s: %s", endpoint.address, model, difference)
+            raise ModelNotFoundError(
+                f"{endpoint.address} has another model {model!r} than daskonic.locks says: {difference}"
+            )
+        return dataclasses.replace(spec, fingerprint=lock.fingerprint)
 
     # -- permits ---------------------------------------------------------------------------------
 
@@ -368,6 +386,14 @@ def _job_left_s() -> float:
     except (KeyError, ValueError):
         return math.inf
     return max(end_s - time.time() - JOB_MARGIN_S, 0.0)
+
+
+def _lock(text: str) -> Lock:
+    """A lock of the settings."""
+    try:
+        return Lock.from_text(text)
+    except (ValueError, KeyError, TypeError, zlib.error) as error:
+        raise ConfigError("daskonic.locks has a file that daskonic lock did not write") from error
 
 
 def _worst(errors: list[DaskonicError]) -> DaskonicError:

@@ -61,8 +61,8 @@ class Record:
         As in :class:`~daskonic.Report`.
     endpoints : dict of str to int
         Requests answered by each server.
-    model_version, config_digest : str
-        Who made the numbers.
+    model_version, config_digest, fingerprint : str
+        Who made the numbers; the fingerprint is that of the lock, where there is one.
     stages_s : dict of str to float
         Seconds in each step, reading (``events``) and writing (``write``) included.
     server_s : dict of str to float
@@ -90,6 +90,7 @@ class Record:
     endpoints: dict[str, int] = field(default_factory=dict)
     model_version: str = ""
     config_digest: str = ""
+    fingerprint: str = ""
     stages_s: dict[str, float] = field(default_factory=dict)
     server_s: dict[str, float] = field(default_factory=dict)
     worker: str = ""

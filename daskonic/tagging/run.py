@@ -230,6 +230,7 @@ class _Run:
                 model=self.job.model.name,
                 model_version=r.model_version,
                 config_digest=r.config_digest,
+                fingerprint=r.fingerprint,
                 stages_s=r.stages_s,
                 server_s=r.server_s,
             )
@@ -314,6 +315,7 @@ def _identity(job: Job, sources: list[Source]) -> dict[str, Any]:
         "model": spec.name,
         "model_version": spec.version,
         "model_config": spec.config_digest,
+        "model_fingerprint": spec.fingerprint,
         "features": job.model.features.digest,
         "jets": job.jets,
         "scores": list(job.names),

@@ -141,6 +141,7 @@ def _record(job: Job, partition: Partition, path: Path, report: Report, sha256: 
         endpoints=dict(report.endpoints),
         model_version=report.model_version,
         config_digest=report.config_digest,
+        fingerprint=report.fingerprint,
         stages_s={stage: round(seconds, 6) for stage, seconds in report.stages_s.items()},
         server_s={name: round(seconds, 6) for name, seconds in report.server_s.items()},
         worker=_worker(),
