@@ -8,11 +8,10 @@ from typing import Any
 import awkward as ak
 import numpy as np
 import pytest
-from weaver_inputs import by_weaver
+from weaver_inputs import by_weaver, make_jets, ours, spec
 
 import daskonic as dk
 from daskonic.errors import InputError, SpecError
-from daskonic.tensors import ModelSpec, TensorSpec
 
 YAML = """
 selection: (jet_pt > 500)
@@ -59,28 +58,6 @@ labels: {type: simple, value: [label_QCD, label_top]}
 MODEL = {"points": (2, 20), "features": (4, 20), "pf_constant": (3, 12), "mask": (1, 20), "jet": (2,)}
 
 
-def spec(shapes: dict[str, tuple[int, ...]] = MODEL, dtype: str = "f4") -> ModelSpec:
-    inputs = tuple(TensorSpec(name, np.dtype(dtype), shape) for name, shape in shapes.items())
-    return ModelSpec("m", "1", inputs, (TensorSpec("y", np.dtype("f4"), (2,)),), 1024)
-
-
-def make_jets(n_events: int = 200, seed: int = 5) -> ak.Array:
-    """Jets with 0 to 60 constituents, in the columns that weaver reads."""
-    rng = np.random.default_rng(seed)
-    n_jets = rng.integers(0, 4, n_events)
-    counts = np.concatenate([[0, 1, 20, 21], rng.integers(0, 61, n_jets.sum() - 4)])
-    size = counts.sum()
-    parts = {
-        name: rng.normal(0, width, size).astype(np.float32)
-        for name, width in (("px", 10), ("py", 10), ("deta", 0.3), ("dphi", 0.3), ("d0val", 1))
-    }
-    parts["energy"] = rng.uniform(1, 100, size).astype(np.float32)
-    flat = {f"part_{name}": ak.unflatten(values, counts) for name, values in parts.items()}
-    flat["jet_pt"] = rng.uniform(400, 1000, len(counts)).astype(np.float32)
-    flat["jet_eta"] = rng.uniform(-2, 2, len(counts)).astype(np.float32)
-    return ak.unflatten(ak.zip(flat, depth_limit=1), n_jets)
-
-
 @pytest.fixture
 def yaml(tmp_path: Path) -> Path:
     path = tmp_path / "data.yaml"
@@ -88,18 +65,11 @@ def yaml(tmp_path: Path) -> Path:
     return path
 
 
-def ours(path: Path, jets: Any, model: ModelSpec, **options: Any) -> dict[str, Any]:
-    """Inputs as daskonic makes them, in batches of 64."""
-    rows = dk.Features.from_weaver(path, **options)(jets, model).flatten()
-    batches = [rows.tensors(rows.features(slice(i, min(i + 64, len(rows))))) for i in range(0, len(rows), 64)]
-    return {t.name: np.concatenate([b[t.name] for b in batches]) for t in model.inputs}
-
-
 def test_tensors_are_those_of_weaver(weaver: Any, yaml: Path) -> None:
     """Points, standardised features, constant padding, a mask, jet variables; short, long and empty jets."""
     jets = make_jets()
     expected = by_weaver(weaver, yaml, jets)
-    made = ours(yaml, jets, spec())
+    made = ours(yaml, jets, spec(MODEL))
     assert made["features"].shape == (int(ak.count(jets.jet_pt)), 4, 20)
     for name, key in (
         ("points", "pf_points"),
@@ -113,7 +83,7 @@ def test_tensors_are_those_of_weaver(weaver: Any, yaml: Path) -> None:
 
 def test_the_size_of_a_batch_changes_nothing(yaml: Path) -> None:
     jets = make_jets(20)
-    rows = dk.Features.from_weaver(yaml)(jets, spec()).flatten()
+    rows = dk.Features.from_weaver(yaml)(jets, spec(MODEL)).flatten()
     whole = rows.tensors(rows.features(slice(0, len(rows))))
     one = [rows.tensors(rows.features(slice(i, i + 1))) for i in range(len(rows))]
     for name in MODEL:
@@ -123,7 +93,7 @@ def test_the_size_of_a_batch_changes_nothing(yaml: Path) -> None:
 def test_batches_of_similar_length_are_the_same_rows_without_the_rest_of_the_padding(yaml: Path) -> None:
     """Constant and wrapped inputs, two lengths, rows out of order: each is the beginning of the padded one."""
     jets = make_jets()
-    whole = ours(yaml, jets, spec())
+    whole = ours(yaml, jets, spec(MODEL))
     open_lengths = {name: (*shape[:1], *[-1] * (len(shape) - 1)) for name, shape in MODEL.items()}
     rows = dk.Features.from_weaver(yaml)(jets, spec(open_lengths)).flatten()
     buckets = rows.buckets()
@@ -168,7 +138,7 @@ def test_no_events_and_no_jets_make_no_rows(yaml: Path) -> None:
         ak.Array([[], []]),
         ak.drop_none(ak.mask(jets, jets.jet_pt < 0), axis=1),
     ):
-        assert len(features(none, spec()).flatten()) == 0
+        assert len(features(none, spec(MODEL)).flatten()) == 0
 
 
 class TestNan:
@@ -183,13 +153,13 @@ class TestNan:
 
     def test_is_an_error_that_names_variable_and_jet(self, yaml: Path) -> None:
         with pytest.raises(InputError, match=r"'part_d0' \(input 'pf_constant'\) is not finite.*nan='zero'"):
-            ours(yaml, self.jets(), spec())
+            ours(yaml, self.jets(), spec(MODEL))
 
     def test_becomes_zero_as_in_weaver_if_asked_for(self, weaver: Any, yaml: Path) -> None:
         jets = self.jets()
         expected = by_weaver(weaver, yaml, jets)["pf_constant"]
         np.testing.assert_allclose(
-            ours(yaml, jets, spec(), nan="zero")["pf_constant"], expected, rtol=1e-6, atol=1e-6
+            ours(yaml, jets, spec(MODEL), nan="zero")["pf_constant"], expected, rtol=1e-6, atol=1e-6
         )
 
 
@@ -315,7 +285,44 @@ BAD = {
     "a number": ("[part_share, 0.5]", "[part_share, half]", "is not \\[name, number or null"),
     "too many numbers": ("[part_share, 0.5]", "[part_share, 1, 1, 1, 1, 1, 1]", "at most 5 have a meaning"),
     "automatic": ("method: manual", "method: auto", "auto.yaml that weaver wrote"),
-    "no inputs": ("inputs:", "outputs:", "it has no inputs"),
+    "no inputs": ("inputs:", "weights:", "it has no inputs"),
+    "a section": ("preprocess: {", "preproces: {", "the file has preproces; weaver knows treename"),
+    "a key of an input": (
+        "    length: 12",
+        "    size: 12",
+        "input 'pf_constant' has size; weaver knows length",
+    ),
+    "a key of preprocess": (
+        "{method: manual}",
+        "{methods: manual}",
+        "preprocess has methods; weaver knows method",
+    ),
+    "a variable that is none": ("[part_share, 0.5]", "{part_share: 0.5}", "in vars is not NAME or"),
+    "two meanings": (
+        "[part_share, 0.5]",
+        "[part_deta, 0.5]",
+        "'pf_points' and 'pf_constant' have variable 'part_deta'",
+    ),
+    "names of files": (
+        "selection:",
+        "file_magic: {is_top: {top: 1}}\nselection:",
+        "file_magic .* of each name: is_top",
+    ),
+    "names of branches": (
+        "selection:",
+        "branch_magic: {a: b}\nselection:",
+        "branch_magic .* in new_variables",
+    ),
+    "lacking parameters": (
+        "{method: manual}",
+        "{method: manual, params: {part_deta: {length: 20}}}",
+        "part_deta has no pad_mode, center",
+    ),
+    "no parameters": (
+        "{method: manual}",
+        "{method: manual, params: {}}",
+        "params has no 'part_deta', which an input needs",
+    ),
     "no YAML": ("inputs:", "inputs: [", "features .*data.yaml: while parsing"),
 }
 
@@ -377,4 +384,4 @@ def test_a_model_that_the_configuration_does_not_fit_is_explained(case: str, yam
 
 def test_objects_without_fields_are_explained(yaml: Path) -> None:
     with pytest.raises(SpecError, match="need an awkward array of jets with fields such as pt"):
-        dk.Features.from_weaver(yaml)(np.zeros((3, 4)), spec())
+        dk.Features.from_weaver(yaml)(np.zeros((3, 4)), spec(MODEL))

@@ -1,12 +1,15 @@
-"""How objects become inputs: by a function, or by weaver's data configuration."""
+"""How objects become inputs: by a function, by a data configuration of weaver or CMSSW, or by one that is ready."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from daskonic.errors import ConfigError
+from daskonic.features import cmssw, weaver
 from daskonic.features.function import FunctionFeatures
 from daskonic.features.graph import Graph
 from daskonic.features.graph_features import GraphFeatures
@@ -14,10 +17,12 @@ from daskonic.features.plan import Pad
 from daskonic.features.rows import Inputs
 from daskonic.features.variables import VariableFeatures
 from daskonic.features.variations import Variations, VariedInputs
-from daskonic.features.weaver import load
 from daskonic.tensors import ModelSpec
 
 __all__ = ["Features"]
+
+READY = Path(__file__).with_name("ready")
+"""Folder of the features that are ready."""
 
 
 class Features:
@@ -79,7 +84,8 @@ class Features:
         Parameters
         ----------
         path : str or path
-            The YAML of the training. With automatic standardisation, the ``.auto.yaml`` that weaver wrote.
+            The YAML of the training. With automatic standardisation, the ``.auto.yaml`` that weaver wrote, which is
+            found by itself if it lies beside.
         inputs : mapping of str to str, optional
             Model's input name to the configuration's, where they differ by more than the prefix
             ``pf_``.
@@ -89,12 +95,65 @@ class Features:
         Raises
         ------
         SpecError
-            Not a data configuration, or a formula with an unknown function.
+            Not a data configuration, a formula with an unknown function, or a key that is not supported; names it.
         """
         if nan not in ("error", "zero"):
             raise ConfigError(f"nan is {nan!r}; there are 'error' and 'zero'")
+        return cls._of(VariableFeatures(weaver.load(path), dict(inputs or {}), nan_to_zero=nan == "zero"))
+
+    @classmethod
+    def from_cmssw(cls, path: str | os.PathLike[str], inputs: Mapping[str, str] | None = None) -> Features:
+        """Features of CMSSW's ``preprocess.json``, value by value equal to CMSSW's from the same variables.
+
+        Variables ``pfcand_*`` and ``sv_*`` follow from the columns of PFNano where these tell them; otherwise give the jets
+        or their constituents a field of that name. Constituents are taken in the order they have.
+
+        Parameters
+        ----------
+        path : str or path
+            The file beside the network, such as ``RecoBTag/Combined/data/ParticleNetAK8/General/V01/preprocess.json``.
+        inputs : mapping of str to str, optional
+            Model's input name to the file's, where they differ by more than the prefix ``pf_``.
+
+        Raises
+        ------
+        SpecError
+            Not such a file, or a key that is missing or has no meaning; names it.
+        """
+        return cls._of(VariableFeatures(cmssw.load(path), dict(inputs or {}), nan_to_zero=False))
+
+    @classmethod
+    def ready(cls, name: str, inputs: Mapping[str, str] | None = None) -> Features:
+        """Features that many analyses use, from the columns of NanoAOD and PFNano.
+
+        Parameters
+        ----------
+        name : str
+            ``"nanoaod-ak4"`` or ``"nanoaod-ak8"``: ten or seven numbers of each jet. ``"jetclass-kin"``, ``"jetclass-kinpid"`` or
+            ``"jetclass-full"``: constituents in the inputs of the networks published with the JetClass data set, in
+            the model's length where it has one up to 128. Each is a data configuration of weaver, in the folder
+            ``daskonic/features/ready``, with its sources.
+        inputs : mapping of str to str, optional
+            As in :meth:`from_weaver`.
+
+        Raises
+        ------
+        ConfigError
+            No such features; says which there are.
+        """
+        there = {path.stem: path for path in sorted(READY.glob("*.yaml"))}
+        if name not in there:
+            raise ConfigError(f"no features {name!r} are ready; there are {', '.join(there)}")
+        config = weaver.load(there[name])
+        some = tuple(dataclasses.replace(i, min_length=i.length and 1) for i in config.inputs)
+        config = dataclasses.replace(config, tool="ready", path=name, inputs=some)
+        return cls._of(VariableFeatures(config, dict(inputs or {}), nan_to_zero=False))
+
+    @classmethod
+    def _of(cls, maker: VariableFeatures) -> Features:
+        """Features of a data configuration."""
         features = cls.__new__(cls)
-        features._maker = VariableFeatures(load(path), dict(inputs or {}), nan_to_zero=nan == "zero")
+        features._maker = maker
         return features
 
     @classmethod

@@ -1,13 +1,20 @@
 """Names of jets and their constituents, as the field's data configurations use them.
 
 ``jet_pt`` is the field ``pt`` of a jet, ``part_pt`` that of its constituents (field
-``constituents``, or ``constituents.pf`` as coffea nests them). What files do not hold but configurations ask
-for follows from what they hold by :data:`DEFINITIONS`, which are the variables of the JetClass data set [1]_.
+``constituents``, or ``constituents.pf`` as coffea nests them), ``sv_pt`` that of its secondary vertices (field
+``svs``). What files do not hold but configurations ask for follows from what they hold by :data:`DEFINITIONS`:
+the variables of the JetClass data set [1]_, and those of CMSSW's taggers [2]_, ``pfcand_*`` and ``sv_*``,
+as far as the columns of PFNano [3]_ and NanoAOD [4]_ give them.
 
 References
 ----------
 .. [1] H. Qu, C. Li, S. Qian, Particle Transformer for Jet Tagging, arXiv:2202.03772, and the
    variables in the data set's own configuration.
+.. [2] https://github.com/cms-sw/cmssw, ``RecoBTag/FeatureTools/plugins/DeepBoostedJetTagInfoProducer.cc``.
+.. [3] https://github.com/cms-jet/PFNano, ``python/addPFCands_cff.py`` and ``plugins/JetConstituentTableProducer.cc``:
+   a candidate without track details has -1 for its impact parameters, their errors and its chi2.
+.. [4] https://github.com/cms-sw/cmssw, ``PhysicsTools/NanoAOD/plugins/VertexTableProducer.cc``: ``pAngle`` is measured
+   from the direction to the primary vertex.
 """
 
 from __future__ import annotations
@@ -21,6 +28,9 @@ from daskonic.features.formula import Formula, parse
 
 __all__ = ["Location", "Names", "Program", "order"]
 
+SVS = "svs"
+"""The field in which jets hold their secondary vertices."""
+
 SHOWN = 16
 
 _OTHER_NAMES = {
@@ -32,8 +42,14 @@ _OTHER_NAMES = {
     "sdmass": ("msoftdrop", "sdmass"),
     "nparticles": ("nConstituents",),
     "pid": ("pdgId",),
+    "VTX_ass": ("pvAssocQuality",),
+    "quality": ("trkQuality",),
+    "normchi2": ("chi2",),
+    "dxysig": ("dxySig",),
+    "d3d": ("dlen",),
+    "d3dsig": ("dlenSig",),
 }
-"""Fields of NanoAOD and PFNano for names of JetClass."""
+"""Fields of NanoAOD and PFNano for names of JetClass and CMSSW."""
 
 _LINES = """
 px = {0}_pt * np.cos({0}_phi)
@@ -56,6 +72,37 @@ isChargedHadron = (part_charge != 0) & (np.abs(part_pdgId) != 11) & (np.abs(part
 isNeutralHadron = (part_charge == 0) & (part_pdgId != 22)
 """
 
+# Where there is no track, CMSSW has 0, and 999 for the chi2, whatever stands in the file.
+_PFCAND_LINES = """
+mask = np.ones_like(part_pt)
+etarel = 1 * part_deta
+phirel = 1 * part_dphi
+deltaR = np.hypot(part_deta, part_dphi)
+abseta = np.abs(part_eta)
+pt_log_nopuppi = np.log(part_pt)
+e_log_nopuppi = np.log(part_energy)
+isEl = np.abs(part_pdgId) == 11
+isMu = np.abs(part_pdgId) == 13
+isGamma = np.abs(part_pdgId) == 22
+isChargedHad = np.abs(part_pdgId) == 211
+isNeutralHad = np.abs(part_pdgId) == 130
+normchi2 = np.where(part_trkChi2 < 0, 999, np.floor(part_trkChi2))
+dxy = np.where(part_d0err > 0, part_d0val, 0)
+dz = np.where(part_dzerr > 0, part_dzval, 0)
+dxysig = np.where(part_d0err > 0, part_d0val / part_d0err, 0)
+dzsig = np.where(part_dzerr > 0, part_dzval / part_dzerr, 0)
+"""
+
+_SV_LINES = """
+mask = np.ones_like(sv_pt)
+etarel = np.where(jet_eta > 0, sv_eta - jet_eta, jet_eta - sv_eta)
+phirel = sv_phi - jet_phi - 2 * np.pi * np.rint((sv_phi - jet_phi) / (2 * np.pi))
+deltaR = np.hypot(sv_etarel, sv_phirel)
+abseta = np.abs(sv_eta)
+pt_log = np.log(sv_pt)
+costhetasvpv = -np.cos(sv_pAngle)
+"""
+
 
 def _definitions(prefix: str, lines: str) -> dict[str, Formula]:
     """Formulas of one collection."""
@@ -67,7 +114,12 @@ DEFINITIONS = {
     **_definitions("jet", _LINES),
     **_definitions("part", _LINES),
     **_definitions("part", _PART_LINES),
+    **_definitions("pfcand", _PFCAND_LINES),
+    **_definitions("sv", _LINES),
+    **_definitions("sv", _SV_LINES),
 }
+
+_COLLECTIONS = {"jet_": "jet", "part_": CONSTITUENTS, "pfcand_": CONSTITUENTS, "sv_": SVS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +128,7 @@ class Location:
 
     Attributes
     ----------
-    collection : {"jet", "constituents"}
+    collection : {"jet", "constituents", "svs"}
     field : str
     """
 
@@ -85,39 +137,39 @@ class Location:
 
 
 class Names:
-    """The fields that jets and constituents have.
+    """The fields that jets, their constituents and their secondary vertices have.
 
     Parameters
     ----------
-    jet, constituents : collection of str
+    jet, constituents, svs : collection of str
     """
 
-    def __init__(self, jet: Collection[str], constituents: Collection[str]) -> None:
-        self.jet = frozenset(jet)
-        self.constituents = frozenset(constituents)
+    def __init__(
+        self, jet: Collection[str], constituents: Collection[str], svs: Collection[str] = ()
+    ) -> None:
+        own = frozenset(jet) - {CONSTITUENTS, SVS}
+        self._fields = {"jet": own, CONSTITUENTS: frozenset(constituents), SVS: frozenset(svs)}
 
     def locate(self, name: str) -> Location | None:
-        """The field that holds a variable; a jet's own field of exactly that name comes first."""
-        if name in self.jet:
-            return Location("jet", name)
-        for prefix, collection, fields in (
-            ("jet_", "jet", self.jet),
-            ("part_", CONSTITUENTS, self.constituents),
-        ):
-            if name.startswith(prefix):
-                rest = name.removeprefix(prefix)
-                for field in (rest, *_OTHER_NAMES.get(rest, ())):
-                    if field in fields:
-                        return Location(collection, field)
-        return None
+        """The field that holds a variable; one of exactly that name comes first."""
+        for collection, fields in self._fields.items():
+            if name in fields:
+                return Location(collection, name)
+        prefix = next((p for p in _COLLECTIONS if name.startswith(p)), None)
+        if prefix is None or (prefix == "pfcand_" and name in DEFINITIONS):  # dz of CMSSW is not the field dz
+            return None
+        rest, collection = name.removeprefix(prefix), _COLLECTIONS[prefix]
+        names = (rest, *_OTHER_NAMES.get(rest, ()))
+        found = next((field for field in names if field in self._fields[collection]), None)
+        return None if found is None else Location(collection, found)
 
     def __str__(self) -> str:
+        jet, constituents, svs = self._fields.values()
         hint = (
-            ""
-            if self.constituents
-            else " (of coffea's events, first jets = dk.link_constituents(events, NAME))"
+            "" if constituents else " (of coffea's events, first jets = dk.link_constituents(events, NAME))"
         )
-        return f"jets have {_some(self.jet - {CONSTITUENTS})}; their constituents have {_some(self.constituents)}{hint}"
+        vertices = f"; their {SVS} have {_some(svs)}" if svs else ""
+        return f"jets have {_some(jet)}; their constituents have {_some(constituents)}{hint}{vertices}"
 
 
 def _some(fields: Collection[str]) -> str:

@@ -32,14 +32,22 @@ class Pad:
     channels : {"first", "last"}
         Where the columns of an input that is given as a list go: ``[columns, length]`` as in
         weaver, or ``[length, columns]``.
+    min_length : int
+        Fewest items that the model takes, where it leaves the length open: 17 where it looks for the 16 nearest
+        neighbours.
     """
 
     length: int | None = None
     mode: str = "constant"
     value: float = 0.0
     channels: str = "first"
+    min_length: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.min_length <= (self.length or self.min_length):
+            raise ConfigError(
+                f"min_length of a Pad is {self.min_length}; 1 to its length ({self.length}) is possible"
+            )
         if self.length is not None and self.length < 1:
             raise ConfigError(f"length of a Pad is {self.length}; at least 1 is needed")
         if self.mode not in PAD_MODES:
@@ -50,7 +58,13 @@ class Pad:
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """A column and its standardisation ``clip((x - center) * scale, low, high)``, none if no center."""
+    """A column and its standardisation ``clip((x - center) * scale, low, high)``, none if no center.
+
+    Attributes
+    ----------
+    replace : float or None
+        What CMSSW takes before that instead of a value that is not finite, or is beyond 1e32.
+    """
 
     name: str
     center: float | None = None
@@ -58,6 +72,7 @@ class Variable:
     low: float = -5.0
     high: float = 5.0
     pad_value: float = 0.0
+    replace: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

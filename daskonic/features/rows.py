@@ -29,6 +29,9 @@ __all__ = ["NO_LENGTHS", "Inputs", "Rows", "evaluate"]
 
 NO_LENGTHS: Mapping[str, int] = {}
 
+LARGEST = np.nextafter(np.float32(1e32), np.float32(0))
+"""The largest value of float32 up to 1e32, beyond which CMSSW takes a number for an infinity."""
+
 
 @dataclass(slots=True, eq=False)
 class Rows:
@@ -107,7 +110,8 @@ class Rows:
                 counts = self._counts(plan)
                 key = tuple(sorted({id(c) for c in counts}))
                 plans.setdefault(key, []).append(plan)
-                lengths.setdefault(key, np.maximum.reduce(counts) if len(key) > 1 else counts[0])
+                longest = np.maximum.reduce(counts) if len(key) > 1 else counts[0]
+                lengths[key] = np.maximum(lengths.get(key, longest), plan.pad.min_length)
         groups = [
             Ragged.of(lengths[key], [(p.name, _length(p), p.item_nbytes) for p in plans[key]])
             for key in plans
@@ -202,9 +206,14 @@ class Rows:
     def ready(self, variable: Variable, plan: Plan, block: Block) -> Array:
         """Values of a variable in one batch, standardised, finite, in the model's dtype."""
         values = block.columns[variable.name].values
+        if variable.replace is not None:
+            values = values.astype(np.float32, copy=False)
+            values = np.where(np.abs(values) <= LARGEST, values, np.float32(variable.replace))
         if variable.center is not None:
-            scaled: npt.NDArray[np.float32] = np.subtract(values, variable.center, dtype=np.float32)
-            scaled *= np.float32(variable.scale)
+            # Weaver keeps the precision of what is one value for each jet, such as an integer, and no other.
+            dtype = np.float32 if plan.pad is not None else None
+            scaled = np.subtract(values, variable.center, dtype=dtype)
+            scaled *= scaled.dtype.type(variable.scale)
             values = np.clip(scaled, variable.low, variable.high, out=scaled)
         cast = values
         if values.dtype != plan.dtype:
@@ -260,7 +269,7 @@ class Rows:
             return (*plan.shape[: plan.axis], length, *plan.shape[plan.axis + 1 :])
         if ANY not in plan.shape:
             return plan.shape
-        longest = 1
+        longest = 1 if plan.pad is None else plan.pad.min_length
         for variable in plan.variables:
             column = columns.get(variable.name)
             if column is not None and column.counts is not None and len(column.counts):

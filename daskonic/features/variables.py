@@ -1,4 +1,4 @@
-"""Inputs made of named variables, as weaver's data configuration lists them."""
+"""Inputs made of named variables, as a data configuration of weaver or CMSSW lists them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from daskonic.constituents import CONSTITUENTS, constituent_fields, particles_of, with_own_constituents
 from daskonic.errors import SpecError
+from daskonic.features.data_config import ConfigInput, DataConfig
 from daskonic.features.formula import Formula, evaluate_whole
-from daskonic.features.jets import Location, Names, Program, order
+from daskonic.features.jets import SVS, Location, Names, Program, order
 from daskonic.features.plan import Column, Pad, Plan, shared
 from daskonic.features.rows import Inputs, Rows, evaluate
-from daskonic.features.weaver import WeaverConfig, WeaverInput
 from daskonic.ragged import Counts, content, depth_of, flatten
 from daskonic.tensors import ANY, ModelSpec, TensorSpec
 
@@ -28,7 +28,7 @@ __all__ = ["VariableFeatures"]
 class VariableFeatures:
     """A data configuration, and which of its inputs the model's are."""
 
-    config: WeaverConfig
+    config: DataConfig
     aliases: dict[str, str]
     nan_to_zero: bool
 
@@ -53,7 +53,8 @@ class VariableFeatures:
         wanted = {v.name: None for plan in plans for v in plan.variables}
         if not objects.fields:
             return _VariableInputs(objects, Program({}, ()), tuple(plans), tuple(wanted), self.nan_to_zero)
-        names = Names(objects.fields, constituent_fields(objects))
+        svs = objects[SVS].fields if SVS in objects.fields else ()
+        names = Names(objects.fields, constituent_fields(objects), svs)
         program = self._program(wanted, names)
         return _VariableInputs(objects, program, tuple(plans), (), self.nan_to_zero)
 
@@ -76,7 +77,7 @@ class VariableFeatures:
         except SpecError as error:
             raise SpecError(f"features {self.config.path}: {error}") from error
 
-    def _input(self, tensor: TensorSpec, spec: ModelSpec) -> WeaverInput:
+    def _input(self, tensor: TensorSpec, spec: ModelSpec) -> ConfigInput:
         """The configuration's input for one of the model's."""
         inputs = {i.name: i for i in self.config.inputs}
         for name in (
@@ -86,9 +87,11 @@ class VariableFeatures:
         ):
             if name in inputs:
                 return inputs[name]
+        if len(inputs) == len(spec.inputs) == 1 and not self.aliases:  # no other can be meant
+            return self.config.inputs[0]
         raise SpecError(
             f"features {self.config.path}: no input for {tensor.name!r} of model {spec.name!r}; there are "
-            f"{', '.join(inputs)}; if one of them is meant, say so: from_weaver(..., inputs={{{tensor.name!r}: NAME}})"
+            f"{', '.join(inputs)}; if one of them is meant, say so: {self.config.tool}(..., inputs={{{tensor.name!r}: NAME}})"
         )
 
     def _plan(self, tensor: TensorSpec, spec: ModelSpec) -> Plan:
@@ -99,6 +102,12 @@ class VariableFeatures:
         stacked = True
         if source.length is None and n == 1 and tensor.shape == ():  # weaver adds no dimension for one value
             shape, stacked = (), False
+        if (
+            source.min_length is not None
+            and tensor.shape
+            and source.min_length <= tensor.shape[-1] < shape[-1]
+        ):
+            shape = (n, tensor.shape[-1])
         if not tensor.accepts(shape):
             raise SpecError(
                 f"features {self.config.path}: input {source.name!r} has rows of shape {list(shape)} ({n} variables"
@@ -109,7 +118,11 @@ class VariableFeatures:
             raise SpecError(
                 f"features {self.config.path}: variables are float32; model {spec.name!r} takes {tensor}"
             )
-        pad = None if source.length is None else Pad(source.length, source.pad_mode)
+        pad = (
+            None
+            if source.length is None
+            else Pad(shape[-1], source.pad_mode, min_length=source.min_length or 1)
+        )
         any_length = pad is not None and tensor.shape[1] == ANY
         return Plan(tensor.name, tensor.dtype, shape, source.variables, pad, stacked, any_length)
 
@@ -139,31 +152,45 @@ class _VariableInputs:
                     evaluate(formula, columns) if formula.itemwise else _evaluate_whole(formula, columns)
                 )
         later = tuple(f for f in self.program.steps if f.name not in now)
+        self._refuse_lists(columns, later)
         needed = {n for f in later for n in f.arguments} | {v.name for p in self.plans for v in p.variables}
         columns = {name: column for name, column in columns.items() if name in needed}
         return Rows(layout, columns, later, self.plans, self.nan_to_zero)
+
+    def _refuse_lists(self, columns: Mapping[str, Column], later: tuple[Formula, ...]) -> None:
+        """SpecError for several values of a jet where the input takes one."""
+        lists = {name for name, c in columns.items() if c.counts is not None or c.values.ndim > 1}
+        for formula in later:
+            lists |= {formula.name} if lists & set(formula.arguments) else set()
+        for plan in self.plans:
+            found = [v.name for v in plan.variables if v.name in lists]
+            if plan.pad is None and found:
+                raise SpecError(
+                    f"variable {found[0]!r} has several values in each jet, and input {plan.name!r} takes one (its length is null)"
+                )
 
 
 def _columns(jets: Any, fields: Mapping[str, Location]) -> dict[str, Column]:
     """Flat values of all fields; those of one collection share the array of their counts."""
     columns: dict[str, Column] = {}
     known: list[Counts] = []
-    if any(location.collection == CONSTITUENTS for location in fields.values()):
-        particles = particles_of(jets)
-        if ak.any(ak.is_none(particles, axis=0)):
+    nested: dict[str, tuple[Any, Counts]] = {}
+    for collection in {location.collection for location in fields.values()} - {"jet"}:
+        items = particles_of(jets) if collection == CONSTITUENTS else jets[collection]
+        if ak.any(ak.is_none(items, axis=0)):
             raise SpecError(
-                "jets have None for their constituents; give these an empty list, or drop the jets"
+                f"jets have None for their {collection}; give these an empty list, or drop the jets"
             )
-        known.append(np.asarray(ak.num(particles, axis=1), dtype=np.int64))
-        flat = ak.flatten(particles, axis=1)
+        known.append(np.asarray(ak.num(items, axis=1), dtype=np.int64))
+        nested[collection] = ak.flatten(items, axis=1), known[-1]
     for name, location in fields.items():
-        if location.collection == CONSTITUENTS:
-            columns[name] = Column(
-                content(flat[location.field], f"constituents.{location.field}")[0], known[0]
-            )
+        if location.collection == "jet":
+            values, own = content(jets[location.field], location.field)
+            columns[name] = Column(values, None if own is None else shared(own, known))
             continue
-        values, counts = content(jets[location.field], location.field)
-        columns[name] = Column(values, None if counts is None else shared(counts, known))
+        flat, counts = nested[location.collection]
+        what = f"{location.collection}.{location.field}"
+        columns[name] = Column(content(flat[location.field], what)[0], counts)
     return columns
 
 
@@ -197,6 +224,8 @@ def _evaluate_whole(formula: Formula, columns: Mapping[str, Column]) -> Column:
             f"variable {formula.name!r} = {formula.text!r}: gives {type(value).__name__}, not an array"
         )
     values, counts = content(value, f"variable {formula.name!r}")
+    if {len(c.values if c.counts is None else c.counts) for c in columns.values()} != {len(value)}:
+        raise SpecError(f"variable {formula.name!r} = {formula.text!r}: has other jets than its arguments")
     return Column(
         values,
         None
