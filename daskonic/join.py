@@ -27,6 +27,7 @@ class Joined:
             self.arrays[tensor.name] = np.empty((n, *(0 if d == ANY else d for d in shape)), tensor.dtype)
         self._filled = 0
         self.missing: npt.NDArray[np.bool_] | None = None
+        self.version = ""  # that answered; not every server says it
         self._n_rows = len(rows)
 
     def miss(self, batch: Batch) -> None:
@@ -37,6 +38,11 @@ class Joined:
 
     def join(self, batch: Batch, response: Response) -> None:
         """Entries of one batch."""
+        if response.version and self.version not in ("", response.version):
+            raise ResponseError(
+                f"version {response.version} of the model answered after version {self.version}: it was replaced during the call"
+            )
+        self.version = self.version or response.version
         for name in self.names:
             values, place = response.outputs[name], self._place(name, batch)
             if isinstance(place, slice) and len(values) != place.stop - place.start:

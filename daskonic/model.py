@@ -16,7 +16,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -253,9 +253,7 @@ def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -
     return _finish(*_begin(model, objects, pool, claim))
 
 
-def _begin(
-    model: Model, objects: Any, pool: Pool, claim: Claim | None
-) -> tuple[_Run, Rows | GraphRows]:
+def _begin(model: Model, objects: Any, pool: Pool, claim: Claim | None) -> tuple[_Run, Rows | GraphRows]:
     """What needs the objects themselves."""
     spec = _own_spec(model, pool)
     report = Report(
@@ -276,6 +274,7 @@ def _begin(
 def _finish(run: _Run, rows: Rows | GraphRows) -> tuple[Any, Report]:
     """What needs the servers."""
     scores = _send(run, rows, _split(run, rows))
+    run.report.model_version = run.report.model_version or scores.version
     with run.report.stage("unflatten"):
         nested = rows.unflatten(named(scores.arrays, run.model), scores.names)
         return (nested if scores.missing is None else rows.mask(nested, ~scores.missing)), run.report
@@ -312,7 +311,7 @@ def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
 
 def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial: bool = False) -> Joined:
     """Outputs of all rows: several batches are on their way while the next one is made."""
-    model, spec, pool, report = run.model, run.spec, run.pool, run.report
+    model, spec, report = run.model, run.spec, run.report
     scores = Joined(outputs_of(model, spec), rows)
     with _Window(run, scores, trial=trial) as window:
         for batch in batches:
@@ -321,8 +320,8 @@ def _send(run: _Run, rows: Rows | GraphRows, batches: Iterable[Batch], *, trial:
             with report.stage("encode"):
                 tensors = rows.tensors(block, batch.lengths)
                 request = Request(spec.name, spec.version, tensors, scores.names, batch.n_rows)
-            with report.stage("submit"), window.missing_if_it_fails(batch):
-                window.add(batch, pool.submit(request, spec, (model.name, model.version), run.claim))
+            with report.stage("submit"):
+                window.add(batch, request)
             report.sent_nbytes += sum(t.nbytes for t in tensors.values())
             window.take()
     return scores
@@ -333,7 +332,8 @@ class _Window:
 
     def __init__(self, run: _Run, scores: Joined, *, trial: bool) -> None:
         self._calls: deque[tuple[Batch, Call]] = deque()
-        self._pool, self._report = run.pool, run.report
+        self._run, self._pool, self._report = run, run.pool, run.report
+        self._key = run.model.name, run.model.version
         self._scores = scores
         self._mask, self._trial = run.model.on_failure == "mask" and not trial, trial
         # A trial holds a lock, on which the task that would have the thread meanwhile might wait.
@@ -342,8 +342,13 @@ class _Window:
     def __enter__(self) -> Self:
         return self
 
-    def add(self, batch: Batch, call: Call) -> None:
-        """One more."""
+    def add(self, batch: Batch, request: Request) -> None:
+        """Send one more, as soon as it may go."""
+        try:
+            call = self._pool.submit(request, self._run.spec, self._key, self._run.claim)
+        except (ServerError, InferenceError) as error:
+            self._miss(batch, error)
+            return
         self._calls.append((batch, call))
         # Its message was made when there was a permit, for the server that had it.
         self._report.move(call.encoded_s, "submit", "encode")
@@ -361,38 +366,38 @@ class _Window:
             for _batch, call in self._calls:  # after an error nobody wants these
                 call.cancel()
 
-    @contextmanager
-    def missing_if_it_fails(self, batch: Batch) -> Iterator[None]:
+    def _miss(self, batch: Batch, error: ServerError | InferenceError) -> None:
         """Where that is the user's policy, rows that cannot be scored are missing, and the others go on."""
-        try:
-            yield
-        except (ServerError, InferenceError) as error:
-            if not self._mask:
-                raise
-            logger.warning("%d rows are left without scores: %s", batch.n_rows, error)
-            self._scores.miss(batch)
-            self._report.masked += batch.n_rows
+        if not self._mask:
+            raise error
+        logger.warning("%d rows are left without scores: %s", batch.n_rows, error)
+        self._scores.miss(batch)
+        self._report.masked += batch.n_rows
 
     def _collect(self) -> None:
         """Wait for the oldest batch and put its rows in their place."""
         batch, call = self._calls[0]
-        with self.missing_if_it_fails(batch):
-            with (
-                self._report.stage("infer"),
-                nullcontext() if call.ends_within(PATIENCE_S) else self._aside(),
-            ):
-                answer = call.infer()
-            with self._report.stage("decode"):
-                response = call.decode(answer)
-            with self._report.stage("join"):
-                self._scores.join(batch, response)
-            self._report.joined += 0 if self._trial else batch.n_rows
-            self._report.endpoints[call.address] += 1
-            if call.server_s is not None:
-                self._report.add_server_s(*call.server_s)
+        try:
+            self._join(batch, call)
+        except (ServerError, InferenceError) as error:
+            self._miss(batch, error)
         self._calls.popleft()
         self._report.requests += call.attempts
         self._report.retries += call.attempts - 1
+
+    def _join(self, batch: Batch, call: Call) -> None:
+        """The last steps of the way, for one batch."""
+        report = self._report
+        with report.stage("infer"), nullcontext() if call.ends_within(PATIENCE_S) else self._aside():
+            answer = call.infer()
+        with report.stage("decode"):
+            response = call.decode(answer)
+        with report.stage("join"):
+            self._scores.join(batch, response)
+        report.joined += 0 if self._trial else batch.n_rows
+        report.endpoints[call.address] += 1
+        if call.server_s is not None:
+            report.add_server_s(*call.server_s)
 
 
 def _own_spec(model: Model, pool: Pool) -> ModelSpec:

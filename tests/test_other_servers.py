@@ -96,6 +96,7 @@ def test_scores(model):
     pending = model.submit(x)
     np.testing.assert_allclose(pending.result(), summed(x), rtol=1e-6)
     assert pending.report.requests == ROWS // 10
+    assert pending.report.model_version == "1"
 
 
 def test_killed_and_restarted(mlserver, model):
