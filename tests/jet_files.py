@@ -114,7 +114,7 @@ def write_parquet(path: Path, events: Events, row_group_size: int = 7) -> Path:
     return path
 
 
-CONSTITUENT = {"pt": "f4", "eta": "f4", "phi": "f4", "charge": "i4", "code": "i4"}
+CONSTITUENT = {"pt": "f4", "eta": "f4", "phi": "f4", "mass": "f4", "charge": "i4", "code": "i4"}
 
 
 def _jet(rng: np.random.Generator, code: int) -> dict:
@@ -129,6 +129,7 @@ def _constituent(rng: np.random.Generator) -> dict:
         "pt": rng.exponential(5.0),
         "eta": rng.normal(),
         "phi": rng.uniform(-3, 3),
+        "mass": 0.14,
         "charge": code % 3 - 1,
         "code": code,
     }
