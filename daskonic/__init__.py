@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskonic.constituents import link_constituents as link_constituents
+    from daskonic.deploy import htcondor_cluster as htcondor_cluster
     from daskonic.deploy import local_cluster as local_cluster
+    from daskonic.deploy import slurm_cluster as slurm_cluster
     from daskonic.errors import DaskonicError as DaskonicError
     from daskonic.features import Features as Features
     from daskonic.features import Graph as Graph
@@ -43,12 +45,14 @@ _HOMES = {
     "Pad": "features",
     "Pending": "model",
     "Report": "report",
-    "Variations": "features",
     "TwoPhaseProcessor": "processor",
+    "Variations": "features",
     "current_pool": "plugin",
+    "htcondor_cluster": "deploy",
     "link_constituents": "constituents",
     "local_cluster": "deploy",
     "local_server": "server",
+    "slurm_cluster": "deploy",
 }
 
 __all__ = [
@@ -66,9 +70,11 @@ __all__ = [
     "Variations",
     "__version__",
     "current_pool",
+    "htcondor_cluster",
     "link_constituents",
     "local_cluster",
     "local_server",
+    "slurm_cluster",
 ]
 
 

@@ -234,8 +234,9 @@ def _refuse_unknown(given: Mapping[str, Any], defaults: Mapping[str, Any], where
             near = difflib.get_close_matches(name, defaults, n=1)
             hint = f"did you mean {where}.{near[0]}?" if near else f"known: {', '.join(defaults)}"
             raise ConfigError(f"unknown setting {where}.{key}; {hint}")
-        if isinstance(defaults[name], Mapping) and isinstance(value, Mapping):
-            _refuse_unknown(value, defaults[name], f"{where}.{name}")
+        of_name = defaults[name]
+        if isinstance(of_name, Mapping) and of_name and isinstance(value, Mapping):  # empty: names are the user's own
+            _refuse_unknown(value, of_name, f"{where}.{name}")
 
 
 def target_of(address: str) -> str:

@@ -9,6 +9,7 @@
     ├── ModelNotFoundError        5  no endpoint offers the model (or that version)
     ├── OutputError               6  results cannot be written, or do not belong together
     ├── LocalServerError          7  the local Triton cannot be fetched or started
+    ├── BatchSystemError         10  the batch system refuses jobs, or they cannot run
     └── ServerError               8  what a server answered, or that it did not
         ├── UnavailableError      8  down, draining or refusing connections   (retryable)
         ├── OverloadedError       8  queue full or timed out in the queue     (retryable)
@@ -23,6 +24,7 @@ them in ``args``, so it survives the pickling between Dask processes.
 from __future__ import annotations
 
 __all__ = [
+    "BatchSystemError",
     "ConfigError",
     "DaskonicError",
     "DeadlineError",
@@ -88,6 +90,12 @@ class LocalServerError(DaskonicError, RuntimeError):
     """The local Triton server cannot be fetched or started."""
 
     exit_code = 7
+
+
+class BatchSystemError(DaskonicError, RuntimeError):
+    """The batch system refuses jobs, or they cannot run; the message has its own words."""
+
+    exit_code = 10
 
 
 class ServerError(DaskonicError):

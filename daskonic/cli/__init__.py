@@ -16,6 +16,7 @@ COMMANDS = {
     "check": "Find out with a few events what is wrong with a run, and what it will cost.",
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
     "lock": "Write down what a model is, so that it can be recognised.",
+    "models": "Write entries of a model repository, and find what is wrong with them.",
     "serve": "Run a Triton server on this machine until Ctrl-C.",
     "tag": "Score the jets of ROOT or Parquet files.",
     "verify": "Ask every server whether it still has a locked model.",
@@ -23,6 +24,7 @@ COMMANDS = {
 
 
 EXTRAS = {
+    "dask_jobqueue": "jobqueue",
     "fsspec": "root",
     "matplotlib": "demo",
     "onnx": "server",

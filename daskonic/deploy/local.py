@@ -1,4 +1,4 @@
-"""Dask clusters with the plugin installed."""
+"""A Dask cluster on this machine, with the plugin installed."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def local_cluster(
     """
     plugin = InferencePlugin(servers, **(settings or {}))
     kwargs.setdefault("dashboard_address", ":0")
-    cluster = LocalCluster(  # type: ignore[no-untyped-call]
+    cluster = LocalCluster(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker or dask.config.get("daskonic.threads-per-core"),
         **kwargs,
     )
     try:
-        with Client(cluster) as client:  # type: ignore[no-untyped-call]
+        with Client(cluster) as client:
             client.register_plugin(plugin)
     except BaseException:
         cluster.close()

@@ -1,0 +1,71 @@
+"""Daemons of a batch system as children of the tests, with all their files in one folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+
+class Daemons:
+    """Programs in the foreground that end with this process, even if it is killed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.environment: dict[str, str] = {}
+        self._running: list[subprocess.Popen[bytes]] = []
+
+    def start(self, *command: str | Path, prefix: tuple[str, ...] = ()) -> None:
+        """One more, its output in ``NAME.out``."""
+        name = Path(command[0]).name
+        with (self.folder / f"{name}.out").open("ab") as out:
+            self._running.append(
+                subprocess.Popen(
+                    [*prefix, "setpriv", "--pdeathsig", "TERM", *map(str, command)],
+                    stdout=out,
+                    stderr=out,
+                    env=os.environ | self.environment,
+                    start_new_session=True,
+                )
+            )
+
+    def ask(self, *command: str, seconds: float = 10.0) -> str:
+        """What a command prints; empty if it fails."""
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                env=os.environ | self.environment,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return ""
+        return done.stdout if done.returncode == 0 else ""
+
+    def wait(self, is_ready, seconds: float = 60.0) -> None:
+        """Until it is so, or an error with the ends of all logs."""
+        end = time.monotonic() + seconds
+        while not is_ready():
+            if time.monotonic() > end:
+                raise RuntimeError(f"not ready after {seconds} s\n{self.logs()}")
+            time.sleep(0.1)
+
+    def logs(self) -> str:
+        """The last lines of every log."""
+        logs = [*self.folder.glob("*.out"), *self.folder.glob("**/*.log"), *self.folder.glob("log/*Log*")]
+        return "\n".join(f"== {p}\n{p.read_text(errors='replace')[-600:]}" for p in logs)
+
+    def stop(self) -> None:
+        """The last one first."""
+        for process in reversed(self._running):
+            process.terminate()
+        for process in reversed(self._running):
+            try:
+                process.wait(15)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._running.clear()

@@ -1,0 +1,203 @@
+"""A real SLURM on one machine: a controller and several slurmd, the last one with pretended GPUs.
+
+``python tests/batch/slurm.py`` runs one until Ctrl-C and says how to talk to it. Needs root and what
+``install.sh`` installs; writes only to its own folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from daemons import Daemons
+
+PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+GPUS = 2
+CPUS, MEMORY_MB = 8, 16_000
+
+CONFIGURATION = """\
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge/socket
+CredType=cred/munge
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool.%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.%n.log
+# a container has no cgroups of its own, and nothing here is to be measured
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+MpiDefault=none
+SwitchType=switch/none
+# machines as large as we say
+SlurmdParameters=config_overrides
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+DefMemPerCPU=100
+GresTypes=gpu
+# a job that can start does so at once
+SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=2,sched_min_interval=0
+ReturnToService=2
+KillWait=5
+SlurmdTimeout=10
+MinJobAge=300
+{nodes}
+PartitionName=cpu Nodes={all} Default=YES MaxTime=UNLIMITED DefaultTime=60 State=UP
+PartitionName=short Nodes={all} MaxTime=2 DefaultTime=1 State=UP
+PartitionName=members Nodes={all} AllowAccounts=members MaxTime=UNLIMITED State=UP
+PartitionName=gpu Nodes={last} MaxTime=UNLIMITED DefaultTime=60 State=UP
+"""
+
+
+class Slurm:
+    """Four nodes; ``environment`` is what its commands need."""
+
+    name = "slurm"
+
+    def __init__(self, folder: Path, nodes: int = 4, port: int = 16817) -> None:
+        self.folder, self.nodes, self.port = folder, nodes, port
+        self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
+        self._daemons = Daemons(folder)
+        self._daemons.environment = self.environment
+
+    @staticmethod
+    def missing() -> str:
+        """What is not there; empty if nothing."""
+        away = [program for program in PROGRAMS if shutil.which(program) is None]
+        return f"SLURM's {', '.join(away)}" if away else "root" if os.geteuid() else ""
+
+    def start(self) -> None:
+        """Munge with a key of its own, controller, nodes; back when all nodes are idle."""
+        for sub in ("munge", "state"):
+            (self.folder / sub).mkdir(parents=True)
+        self._configure()
+        self._munge()
+        self._daemons.start("slurmctld", "-D")
+        for i in range(1, self.nodes + 1):
+            (self.folder / f"spool.n{i}").mkdir()
+            self._daemons.start("slurmd", "-D", "-N", f"n{i}")
+        self._daemons.wait(lambda: len(self._idle()) == self.nodes)
+
+    def stop(self) -> None:
+        """End all jobs, then all daemons."""
+        self._daemons.ask("scancel", "--user=root")
+        end = time.monotonic() + 15
+        while self.jobs() and time.monotonic() < end:
+            time.sleep(0.2)
+        self._daemons.stop()
+
+    def jobs(self) -> list[str]:
+        """Those that wait or run."""
+        return self._daemons.ask("squeue", "--noheader", "--format=%i").split()
+
+    def kill(self, job: str) -> None:
+        """As a crash would: without a warning to the job."""
+        subprocess.run(
+            ["scancel", "--signal=KILL", "--full", job], env=os.environ | self.environment, check=True
+        )
+
+    def cancel(self, job: str) -> None:
+        """As its user would."""
+        subprocess.run(["scancel", job], env=os.environ | self.environment, check=True)
+
+    def close_nodes(self) -> None:
+        """No job starts any more."""
+        self._update("state=drain reason=maintenance")
+
+    def open_nodes(self) -> None:
+        """Jobs start again."""
+        self._update("state=resume")
+
+    def _update(self, what: str) -> None:
+        """All nodes."""
+        nodes = f"nodename=n[1-{self.nodes}]"
+        subprocess.run(
+            ["scontrol", "update", nodes, *what.split()], env=os.environ | self.environment, check=True
+        )
+
+    def _idle(self) -> list[str]:
+        """Names of nodes that wait for jobs."""
+        return self._daemons.ask(
+            "sinfo", "--noheader", "--Node", "--states=idle", "--format=%N", "-p", "cpu"
+        ).split()
+
+    def _configure(self) -> None:
+        """``slurm.conf`` and ``gres.conf``."""
+        host, last = socket.gethostname().split(".")[0], f"n{self.nodes}"
+        nodes = "\n".join(
+            f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.port + i} CPUs={CPUS} "
+            f"RealMemory={MEMORY_MB} State=UNKNOWN{f' Gres=gpu:pretended:{GPUS}' if f'n{i}' == last else ''}"
+            for i in range(1, self.nodes + 1)
+        )
+        (self.folder / "slurm.conf").write_text(
+            CONFIGURATION.format(
+                host=host,
+                port=self.port,
+                folder=self.folder,
+                nodes=nodes,
+                all=f"n[1-{self.nodes}]",
+                last=last,
+            )
+        )
+        for i in range(GPUS):
+            (self.folder / f"gpu{i}").touch()
+        (self.folder / "gres.conf").write_text(
+            f"AutoDetect=off\nNodeName={last} Name=gpu Type=pretended File={self.folder}/gpu[0-{GPUS - 1}]\n"
+        )
+
+    def _munge(self) -> None:
+        """Who is who; it insists that others cannot write where its files are."""
+        folder = self.folder / "munge"
+        folder.chmod(0o711)
+        key = folder / "key"
+        key.touch(mode=0o600)
+        key.write_bytes(os.urandom(128))
+        options = {
+            "key-file": key,
+            "socket": folder / "socket",
+            "pid-file": folder / "pid",
+            "seed-file": folder / "seed",
+        }
+        self._daemons.start(
+            "munged",
+            "--foreground",
+            "--force",
+            "--num-threads=2",
+            *(f"--{k}={v}" for k, v in options.items()),
+        )
+        self._daemons.wait(lambda: self._daemons.ask("munge", "-S", str(folder / "socket"), "-n") != "")
+
+
+def main() -> None:
+    """Run one until Ctrl-C."""
+    system = Slurm(Path(tempfile.mkdtemp(prefix="slurm-")))
+    try:
+        begin = time.monotonic()
+        system.start()
+        print(f"ready after {time.monotonic() - begin:.1f} s", flush=True)
+        print(" ".join(f"export {k}={v};" for k, v in system.environment.items()), flush=True)
+        while True:
+            time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        system.stop()
+        shutil.rmtree(system.folder)
+
+
+if __name__ == "__main__":
+    main()
