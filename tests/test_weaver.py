@@ -224,6 +224,21 @@ def test_variables_of_jetclass_follow_from_the_fields_of_nanoaod(tmp_path: Path)
         assert not made[:, i][~there].any()
 
 
+def test_a_formula_says_what_a_name_means_and_not_a_field_of_that_name_without_prefix(tmp_path: Path) -> None:
+    """JetClass calls tanh(d0) ``part_d0``, and PFNano's ``d0`` is no tanh."""
+    path = tmp_path / "d0.yaml"
+    path.write_text(
+        "new_variables: {part_d0: np.tanh(part_d0val), jet_mass: jet_pt / 10, part_pt: 'np.hypot(part_px,part_py)'}\n"
+        "inputs: {x: {length: 6, vars: [part_d0, part_pt]}, jet: {length: null, vars: [jet_mass, jet_eta]}}"
+    )
+    jets, true = nano_jets()
+    made = ours(path, jets, spec({"x": (2, 6), "jet": (2,)}))
+    there = np.arange(6) < np.array([3, 0, 5, 1])[:, None]
+    np.testing.assert_allclose(made["x"][:, 0][there], np.tanh(true["part"]["d0"]), rtol=1e-6)
+    np.testing.assert_array_equal(made["x"][:, 1][there], true["part"]["pt"].astype("f4"))
+    np.testing.assert_allclose(made["jet"][:, 0], true["jet"]["pt"] / 10, rtol=1e-6)
+
+
 def test_coffea_nests_the_particles_one_level_deeper(yaml: Path) -> None:
     jets, _ = nano_jets()
     deeper = ak.with_field(
@@ -343,25 +358,6 @@ def test_a_bad_configuration_is_explained(case: str, tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"features .*gone.yaml: No such file"):
         dk.Features.from_weaver(tmp_path / "gone.yaml")
-
-
-def test_stored_parameters_of_an_automatic_training_are_used(weaver: Any, tmp_path: Path) -> None:
-    text = """
-new_variables: {part_e_log: np.log(part_energy)}
-preprocess:
-  method: auto
-  params:
-    part_e_log: {length: 7, pad_mode: wrap, center: 2.5, scale: 0.3, min: -0.5, max: 0.5, pad_value: 0}
-inputs:
-  pf_features: {length: 7, pad_mode: wrap, vars: [part_e_log]}
-labels: {type: simple, value: [a]}
-"""
-    path = tmp_path / "train.auto.yaml"
-    path.write_text(text)
-    jets = make_jets(50)
-    made = ours(path, jets, spec({"features": (1, 7)}))["features"]
-    np.testing.assert_allclose(made, by_weaver(weaver, path, jets)["pf_features"], rtol=1e-6, atol=1e-6)
-    assert np.abs(made).max() == 0.5
 
 
 MISMATCH = {

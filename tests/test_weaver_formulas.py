@@ -18,6 +18,25 @@ import daskonic as dk
 from daskonic.errors import SpecError
 
 
+def test_stored_parameters_of_an_automatic_training_are_used(weaver: Any, tmp_path: Path) -> None:
+    text = """
+new_variables: {part_e_log: np.log(part_energy)}
+preprocess:
+  method: auto
+  params:
+    part_e_log: {length: 7, pad_mode: wrap, center: 2.5, scale: 0.3, min: -0.5, max: 0.5, pad_value: 0}
+inputs:
+  pf_features: {length: 7, pad_mode: wrap, vars: [part_e_log]}
+labels: {type: simple, value: [a]}
+"""
+    path = tmp_path / "train.auto.yaml"
+    path.write_text(text)
+    jets = make_jets(50)
+    made = ours(path, jets, spec({"features": (1, 7)}))["features"]
+    np.testing.assert_allclose(made, by_weaver(weaver, path, jets)["pf_features"], rtol=1e-6, atol=1e-6)
+    assert np.abs(made).max() == 0.5
+
+
 def test_what_weaver_wrote_in_the_training_is_found_beside_the_file(weaver: Any, tmp_path: Path) -> None:
     """By its name, which has the file's checksum; weaver takes it in the same way."""
     path = tmp_path / "train.yaml"

@@ -150,11 +150,12 @@ class Names:
         own = frozenset(jet) - {CONSTITUENTS, SVS}
         self._fields = {"jet": own, CONSTITUENTS: frozenset(constituents), SVS: frozenset(svs)}
 
-    def locate(self, name: str) -> Location | None:
-        """The field that holds a variable; one of exactly that name comes first."""
-        for collection, fields in self._fields.items():
-            if name in fields:
-                return Location(collection, name)
+    def exact(self, name: str) -> Location | None:
+        """The field with exactly the name of a variable."""
+        return next((Location(c, name) for c, fields in self._fields.items() if name in fields), None)
+
+    def by_prefix(self, name: str) -> Location | None:
+        """The field with the name that a variable has behind its prefix."""
         prefix = next((p for p in _COLLECTIONS if name.startswith(p)), None)
         if prefix is None or (prefix == "pfcand_" and name in DEFINITIONS):  # dz of CMSSW is not the field dz
             return None
@@ -196,7 +197,9 @@ class Program:
 
 
 def order(wanted: Iterable[str], formulas: dict[str, Formula], names: Names) -> Program:
-    """Find every variable: in a field, else by a formula of the user, else by a definition.
+    """Find every variable: in a field of its name, by a formula of the user, in a field without prefix, by a definition.
+
+    A formula of the user says what a name means: with ``part_d0: np.tanh(part_d0val)``, the field ``d0`` is not it.
 
     Raises
     ------
@@ -224,18 +227,21 @@ def _resolve(
     """Add a variable and what it needs; the name that could not be found, else None."""
     if name in fields or name in steps:
         return None
-    location = names.locate(name)
+    own, known = formulas.get(name), DEFINITIONS.get(name)
+    if own is not None and known is not None and own.code == known.code:
+        own = None  # a field of that meaning will do
+    location = names.exact(name)
+    if location is None and (own is None or name in above):
+        location = names.by_prefix(name)
     if location is not None:
         fields[name] = location
         return None
-    missing = name
-    for formula in (formulas.get(name), DEFINITIONS.get(name)):
-        if formula is None or name in above:  # px from pt and pt from px lead nowhere
-            continue
-        found = [_resolve(n, formulas, names, fields, steps, (*above, name)) for n in formula.arguments]
-        lacking = [n for n in found if n is not None]
-        if not lacking:
-            steps[name] = formula
-            return None
-        missing = lacking[0]
-    return missing
+    formula = known if own is None else own
+    if formula is None or name in above:  # px from pt and pt from px lead nowhere
+        return name
+    for argument in formula.arguments:
+        missing = _resolve(argument, formulas, names, fields, steps, (*above, name))
+        if missing is not None:
+            return missing
+    steps[name] = formula
+    return None
