@@ -64,3 +64,15 @@ def test_native(tmp_path):
         (request, client) for request in ("1MB x 4", "8kB x 16") for client in clients
     ]
     assert all(r["to_c++"] is None for r in rows)
+
+
+def test_models(tmp_path):
+    """Rows through a server and in process, and scores that are the same."""
+    rows, table = run(
+        "bench_models", tmp_path, "--models", "facile", "point_voxel", "--seconds", 0.01, "--markdown"
+    )  # fmt: skip
+    assert [(r["model"], r["parameters"], r["batch"]) for r in rows] == [
+        ("facile", 2033, 16000), ("point_voxel", 200100, 40),
+    ]  # fmt: skip
+    assert all(r["of tolerance"] < 1 for r in rows)
+    assert "| `point_voxel` | nx4, nx3, n | nx1, nx3 | 200,100 | 40 events |" in table

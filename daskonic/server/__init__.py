@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from daskonic.server.doctor import Finding, examine
 from daskonic.server.installation import Installation, find, install
 from daskonic.server.local import LocalServer, local_server
 from daskonic.server.repository import add_onnx
 from daskonic.server.shared import shared_server
 
-__all__ = ["Installation", "LocalServer", "add_onnx", "find", "install", "local_server", "shared_server"]
+__all__ = [
+    "Finding",
+    "Installation",
+    "LocalServer",
+    "add_onnx",
+    "examine",
+    "find",
+    "install",
+    "local_server",
+    "shared_server",
+]

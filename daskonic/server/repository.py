@@ -17,7 +17,7 @@ from daskonic.errors import ConfigError, InputError, OutputError, SpecError
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["add_onnx"]
+__all__ = ["add_onnx", "read_dims"]
 
 MODEL = Path(__file__).with_name("onnx_model.py")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
@@ -42,6 +42,7 @@ def add_onnx(
     instances: int = 1,
     threads: int = 1,
     queue_delay_us: int = 500,
+    queue_size: int = 512,
     labels: Sequence[str] | None = None,
 ) -> Path:
     """Add an ONNX model to a model repository, or replace one of its versions.
@@ -68,6 +69,9 @@ def add_onnx(
         Threads of ONNX Runtime for one execution.
     queue_delay_us : int
         How long a request may wait for others to share its execution, in microseconds.
+    queue_size : int
+        Most requests that wait; more are rejected, and clients go elsewhere or wait themselves. Without a batch
+        dimension there is no such limit in Triton.
     labels : sequence of str, optional
         Names of the classes, for a model of one output.
 
@@ -85,7 +89,7 @@ def add_onnx(
     OutputError
         The repository cannot be written.
     """
-    _check(name, version, max_batch_size, instances, threads, queue_delay_us)
+    _check(name, version, max_batch_size, instances, threads, queue_delay_us, queue_size)
     onnx_path = Path(onnx_path)
     graph = _load(onnx_path)
     inputs, outputs = _read_tensors(onnx_path, graph)
@@ -93,7 +97,7 @@ def add_onnx(
         inputs, outputs = _rows(onnx_path, inputs), _rows(onnx_path, outputs)
     if labels is not None and len(outputs) != 1:
         raise SpecError(f"labels name the classes of one output; {onnx_path} has {len(outputs)} of them")
-    head = _head(name, max_batch_size, instances, threads, queue_delay_us)
+    head = _head(name, max_batch_size, instances, threads, queue_delay_us, queue_size)
     tensors = TENSORS + _tensors("input", inputs) + _tensors("output", outputs, labelled=labels is not None)
     try:
         with _staging(Path(repository), name) as staging:
@@ -120,7 +124,20 @@ class _Tensor:
     dims: tuple[int, ...]
 
 
-def _check(name: str, version: int, max_batch_size: int, instances: int, threads: int, delay_us: int) -> None:
+def read_dims(path: Path) -> dict[str, tuple[int, ...]]:
+    """Dimensions of the inputs and outputs of an ONNX file, the batch included; -1 is open.
+
+    Raises
+    ------
+    InputError
+        The file is no ONNX model, or has tensors that cannot be served.
+    """
+    return {tensor.name: tensor.dims for tensors in _read_tensors(path, _load(path)) for tensor in tensors}
+
+
+def _check(
+    name: str, version: int, max_batch_size: int, instances: int, threads: int, delay_us: int, queue_size: int
+) -> None:
     """ConfigError for an argument out of range."""
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -132,6 +149,7 @@ def _check(name: str, version: int, max_batch_size: int, instances: int, threads
         ("instances", instances, 1),
         ("threads", threads, 1),
         ("queue_delay_us", delay_us, 0),
+        ("queue_size", queue_size, 1),
     ):
         if value < least:
             raise ConfigError(f"{what} is {value}; at least {least} is needed")
@@ -211,10 +229,15 @@ def _external_files(path: Path, graph: onnx.GraphProto) -> list[str]:
     return sorted(locations)
 
 
-def _head(name: str, max_batch_size: int, instances: int, threads: int, queue_delay_us: int) -> str:
+def _head(
+    name: str, max_batch_size: int, instances: int, threads: int, queue_delay_us: int, queue_size: int
+) -> str:
     """config.pbtxt but for the tensors."""
     batching = (
-        f"dynamic_batching {{ max_queue_delay_microseconds: {queue_delay_us} }}\n" if max_batch_size else ""
+        f"dynamic_batching {{ max_queue_delay_microseconds: {queue_delay_us} "
+        f"default_queue_policy {{ max_queue_size: {queue_size} }} }}\n"
+        if max_batch_size
+        else ""
     )
     return (
         f'name: "{name}"\n'

@@ -16,7 +16,6 @@ from numpy.random import Generator
 
 import daskonic as dk
 from daskonic import server
-from daskonic.features import GraphRows
 from daskonic.tensors import Array, ModelSpec
 
 __all__ = ["InProcess", "Served"]
@@ -97,10 +96,18 @@ class InProcess:
         self.session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.names = served.outputs or [tensor.name for tensor in spec.outputs]
 
-    def __call__(self, objects: Any) -> dict[str, Array]:
-        """Outputs of all rows, one after the other: each graph alone, other rows in batches, padded in full."""
+    def __call__(self, objects: Any, *, batch: int | None = None) -> dict[str, Array]:
+        """Outputs of all rows, one after the other, in batches of that many that are padded in full.
+
+        Parameters
+        ----------
+        objects
+            What the features are made from.
+        batch : int, optional
+            Default is the network's own. Graphs may be fewer, as :class:`daskonic.Graph` bounds their nodes.
+        """
         rows = self.served.features(objects, self.spec).flatten()
-        most = 1 if isinstance(rows, GraphRows) else self.served.batch
+        most = self.served.batch if batch is None else batch
         answers = [
             self.session.run(self.names, rows.tensors(rows.features(batch.which), batch.lengths))
             for batch in rows.split(most, 2**31)
@@ -109,12 +116,21 @@ class InProcess:
             n: np.concatenate(parts) for n, parts in zip(self.names, zip(*answers, strict=True), strict=True)
         }
 
-    def difference(self, scores: Any, expected: dict[str, Array]) -> float:
-        """Largest difference between jagged scores and these outputs, in units of the tolerance."""
-        largest = 0.0
+    def difference(self, scores: Any, expected: dict[str, Array]) -> tuple[float, float]:
+        """How far jagged scores are from these outputs at most.
+
+        Returns
+        -------
+        absolute : float
+        part : float
+            Of the tolerance; up to 1 they are equal.
+        """
+        absolute = part = 0.0
         for name, values in expected.items():
             nested = scores if len(expected) == 1 else scores[name]
-            flat = np.asarray(ak.to_numpy(ak.flatten(nested, axis=None))).ravel()
+            flat = np.asarray(ak.to_numpy(ak.flatten(nested, axis=None)))
+            apart = np.abs(flat - values.ravel())
             allowed = self.served.tolerance * (1 + np.abs(values.ravel()))
-            largest = max(largest, float(np.max(np.abs(flat - values.ravel()) / allowed, initial=0)))
-        return largest
+            absolute = max(absolute, float(apart.max(initial=0)))
+            part = max(part, float((apart / allowed).max(initial=0)))
+        return absolute, part

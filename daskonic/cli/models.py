@@ -1,0 +1,92 @@
+"""``daskonic models``: entries of a model repository."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+__all__ = ["models"]
+
+
+@click.group()
+def models() -> None:
+    """Write entries of a model repository, and find what is wrong with them."""
+
+
+@models.command()
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.argument("onnx_path", metavar="FILE.onnx", type=click.Path(path_type=Path))
+@click.option("--name", help="What clients call the model; default is the file's name without .onnx.")
+@click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version to write.")
+@click.option("--max-batch-size", type=click.IntRange(0), default=1024, show_default=True,
+              help="Most rows in a request; 0 if the model has no batch dimension.")  # fmt: skip
+@click.option("--instances", type=click.IntRange(1), default=1, show_default=True,
+              help="Copies of the model that work side by side.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each copy.")
+@click.option("--queue-delay-us", type=click.IntRange(0), default=500, show_default=True,
+              help="How long a request waits for others to share its execution.")  # fmt: skip
+@click.option("--queue-size", type=click.IntRange(1), default=512, show_default=True,
+              help="Most requests that wait.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, help="Name of a class, in order; repeat it.")
+def add(
+    repository: Path,
+    onnx_path: Path,
+    name: str | None,
+    version: int,
+    max_batch_size: int,
+    instances: int,
+    threads: int,
+    queue_delay_us: int,
+    queue_size: int,
+    labels: tuple[str, ...],
+) -> None:
+    """Add an ONNX file to REPOSITORY, or replace one of a model's versions.
+
+    Names, types and dimensions are read from the file.
+    """
+    from daskonic.server import add_onnx
+
+    folder = add_onnx(
+        repository,
+        name or onnx_path.stem,
+        onnx_path,
+        version=version,
+        max_batch_size=max_batch_size,
+        instances=instances,
+        threads=threads,
+        queue_delay_us=queue_delay_us,
+        queue_size=queue_size,
+        labels=labels or None,
+    )
+    click.echo(str(folder))
+
+
+@models.command()
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.option("--cores", type=click.IntRange(1), help="Of the serving machine; default is this one's.")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as a JSON list.")
+@click.pass_context
+def doctor(ctx: click.Context, repository: Path, cores: int | None, as_json: bool) -> None:
+    """Tell what is wrong with the entries of REPOSITORY, and what to do about it.
+
+    Ends with 0 if nothing is, with 1 otherwise.
+    """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from daskonic.server import examine
+
+    findings = examine(repository, cores=cores)
+    if as_json:
+        click.echo(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        console = Console(soft_wrap=True, highlight=False)
+        for f in findings:
+            console.print(f"[bold]{escape(f.model)}[/bold] ({f.rule}): {escape(f.what)}")
+            console.print(f"    remedy: {escape(f.remedy)}")
+        if not findings:
+            console.print(f"nothing is wrong in {escape(str(repository))}")
+    ctx.exit(1 if findings else 0)
