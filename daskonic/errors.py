@@ -12,6 +12,7 @@
     ├── BatchSystemError         10  the batch system refuses jobs, or they cannot run
     └── ServerError               8  what a server answered, or that it did not
         ├── UnavailableError      8  down, draining or refusing connections   (retryable)
+        │   └── NotReadyError     8  the model is; others there may be well   (retryable)
         ├── OverloadedError       8  queue full or timed out in the queue     (retryable)
         ├── DeadlineError         8  no answer within the deadline
         ├── InferenceError        9  the model failed on this request
@@ -32,6 +33,7 @@ __all__ = [
     "InputError",
     "LocalServerError",
     "ModelNotFoundError",
+    "NotReadyError",
     "OutputError",
     "OverloadedError",
     "ResponseError",
@@ -108,6 +110,10 @@ class UnavailableError(ServerError, ConnectionError):
     """The endpoint is down, draining or refuses connections."""
 
     retryable = True
+
+
+class NotReadyError(UnavailableError):
+    """The endpoint answers, but the model is being loaded, unloaded or replaced there, or its process has died."""
 
 
 class OverloadedError(ServerError):

@@ -7,10 +7,10 @@ from collections import Counter
 
 import pytest
 
-from daskonic.errors import InferenceError, OverloadedError, UnavailableError
+from daskonic.errors import InferenceError, NotReadyError, OverloadedError, UnavailableError
 from daskonic.pool.balancer import EXTRA, PROBE_EVERY, Balancer
 from daskonic.pool.breaker import BACKOFF_LONGEST_S, Breaker, full_jitter
-from daskonic.pool.endpoint import Endpoint
+from daskonic.pool.endpoint import ASK_AGAIN_S, Endpoint
 from daskonic.pool.window import LARGEST, SMALLEST, Window
 
 KEY = ("m", "1")
@@ -188,10 +188,46 @@ class TestChoice:
 
     def test_an_endpoint_without_the_model_is_left_out(self):
         balancer = make(2)
-        balancer.active(0.0)[0].specs[KEY] = None
-        assert {balancer.pick(KEY, "k", 0.0).endpoint.address for _ in range(2)} == {
-            balancer.active(0.0)[1].address
-        }
+        first, second = balancer.active(0.0)
+        first.lost(KEY, 0.0, is_missing=True)
+        assert {balancer.pick(KEY, "k", 0.0).endpoint.address for _ in range(2)} == {second.address}
+
+    def test_a_model_that_is_not_ready_takes_nothing_from_the_others(self):
+        """Its endpoint rests for this model, ever longer, and goes on with another one."""
+        balancer, other, now, waits = make(1, window=8), ("other", "1"), 0.0, []
+        endpoint = balancer.active(now)[0]
+        for _ in range(8):
+            balancer.ended(balancer.pick(KEY, "k", now), now, NotReadyError("unloaded"))
+            assert balancer.pick(KEY, "k", now) is None
+            balancer.ended(balancer.pick(other, "k", now), now, None)
+            assert not endpoint.breaker.is_away(now)
+            waits.append(balancer.next_change(now) - now)
+            now = balancer.next_change(now)
+        assert waits[0] <= 0.1
+        assert 0.5 * BACKOFF_LONGEST_S <= max(waits) <= BACKOFF_LONGEST_S
+        balancer.ended(balancer.pick(KEY, "k", now), now, None)
+        assert balancer.pick(KEY, "k", now) is not None
+
+    def test_endpoints_beyond_the_first_are_used_for_a_model_that_those_do_not_have(self):
+        balancer = make(6, most=2)
+        for endpoint in balancer.active(0.0):
+            endpoint.lost(KEY, 0.0, is_missing=True)
+        used = balancer.active(0.0, KEY)
+        assert len(used) == 2
+        assert not set(used) & set(balancer.active(0.0))
+        assert balancer.pick(KEY, "k", 0.0).endpoint in used
+        balancer.pick(("other", "1"), "k", 0.0)
+        assert len(balancer.idle(0.0)) == 2
+
+    def test_a_model_that_an_endpoint_did_not_have_is_asked_for_again(self):
+        balancer = make(1)
+        endpoint = balancer.active(0.0)[0]
+        endpoint.lost(KEY, 0.0, is_missing=True)
+        assert endpoint.is_without(KEY, 1.0)
+        assert balancer.pick(KEY, "k", 1.0) is None
+        later = balancer.next_change(1.0)
+        assert 0.5 * ASK_AGAIN_S <= later <= ASK_AGAIN_S
+        assert balancer.pick(KEY, "k", later) is not None
 
     def test_a_dead_endpoint_is_probed_rarely_while_others_are_well(self):
         balancer = make(2, window=64)

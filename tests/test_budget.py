@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from daskonic.pool.budget import Budget
@@ -77,6 +77,7 @@ class TestBudget:
             cluster.step(0.1 * i)
         assert cluster.shares == {"a": 4, "b": 4}
 
+    @settings(deadline=None)
     @given(st.integers(1, 40), st.integers(0, 2**32))
     def test_it_holds_at_every_moment(self, total, seed):
         """Workers come, go, change their mind and hear late: what they hold is never more than there is."""

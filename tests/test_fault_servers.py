@@ -15,6 +15,7 @@ import pytest
 from fault_proxy import FaultProxy
 from faults import (
     BATCH,
+    BATCHES,
     BIG_BATCH,
     BIG_BATCHES,
     BIG_ROWS,
@@ -177,6 +178,31 @@ def test_model_replaced(pair, mended, make_model, how):
         score_for_ever(model)
     assert not isinstance(caught.value, DeadlineError)
     strike.join()
+
+
+def test_rolling_update(pair, mended, make_model):
+    """Another version takes the model's place at one server: the run goes on at the other, and both serve their other models."""
+    model, wide = make_model("sum", pair), make_model("wide", pair)
+    wide(jagged(0, 8 * BATCH, WIDE))
+
+    def update():
+        folder = pair[0].repository / "sum"
+        (folder / "1").rename(folder / "2")
+        pair[0].unload("sum")
+        pair[0].load("sum")
+
+    jets = jagged(0, ROWS)
+    scores, _, _ = struck(model, jets, 0, update)
+    assert_right(scores, jets)
+    alone, others = pair[1].executed("sum")[0], pair[0].executed("wide")[0]
+    for seed in range(3):
+        assert_right(model(jagged(seed, ROWS)), jagged(seed, ROWS))
+        assert_right(wide(jagged(seed, 8 * BATCH, WIDE)), jagged(seed, 8 * BATCH, WIDE), "wide")
+    assert pair[1].executed("sum")[0] >= alone + 3 * BATCHES // 2
+    assert pair[0].executed("wide")[0] > others
+    mend(pair[:1])
+    before = pair[0].executed("sum")[0]
+    assert eventually(lambda: model(jagged(1, ROWS)) is not None and pair[0].executed("sum")[0] > before)
 
 
 def test_requests_for_a_model_that_is_gone_come_slowly(pair, mended, make_model):

@@ -20,7 +20,7 @@ from daskonic.errors import (
     ServerError,
     UnavailableError,
 )
-from daskonic.pool import Pool
+from daskonic.pool import Pool, endpoint
 from daskonic.tensors import ModelSpec, Request, TensorSpec
 from daskonic.transport.memory import MemoryTransport
 
@@ -218,6 +218,51 @@ def test_replaced_version_is_an_error(make_pool):
     pool.transports[0]._spec = dataclasses.replace(SPEC, version="4")
     with pytest.raises(ResponseError, match="version 4 .* where version 3 began"):
         answer(send(pool))
+
+
+def test_another_version_at_one_endpoint_leaves_the_others(make_pool):
+    """In a rolling update the run goes on where its version still is, and ends when that is nowhere."""
+    pool = make_pool(2)
+    pool.spec("double", "")
+    newer = dataclasses.replace(SPEC, version="4")
+    pool.transports[0]._spec = newer
+    for i in range(10):
+        assert answer(send(pool, float(i)))[0, 0] == 2.0 * i
+    assert len(pool.transports[1].rows) >= 9
+    assert all(endpoint.healthy for endpoint in pool.stats().endpoints)
+    pool.transports[1]._spec = newer
+    with pytest.raises((ResponseError, ModelNotFoundError), match="version"):
+        answer(send(pool))
+
+
+def test_a_model_gone_from_one_endpoint_is_asked_for_at_the_others(make_pool):
+    pool = make_pool(2)
+    pool.spec("double", "")
+    pool.transports[0].failures = [ModelNotFoundError("gone")]
+    calls = [send(pool, float(i)) for i in range(6)]
+    assert [answer(c)[0, 0] for c in calls] == [2.0 * i for i in range(6)]
+    assert not pool.transports[0].failures
+
+
+def test_an_endpoint_that_gets_the_model_later_joins(make_pool, monkeypatch):
+    monkeypatch.setattr(endpoint, "ASK_AGAIN_S", 0.2)
+    pool = make_pool(2, specs=[dataclasses.replace(SPEC, name="other"), SPEC])
+    answer(send(pool))
+    assert not pool.transports[0].rows
+    pool.transports[0]._spec = SPEC
+    until = time.monotonic() + 20
+    while not pool.transports[0].rows and time.monotonic() < until:
+        answer(send(pool))
+    assert pool.transports[0].rows
+
+
+def test_a_model_that_only_the_last_of_many_endpoints_has(make_pool):
+    """It is found, though a worker uses four of them at a time."""
+    other = dataclasses.replace(SPEC, name="other")
+    pool = make_pool(9, specs=[other] * 8 + [SPEC])
+    assert answer(send(pool, 3.0)).tolist() == [[6.0, 6.0]]
+    with pytest.raises(ModelNotFoundError, match="it has other"):
+        pool.spec("triple", "")
 
 
 def test_closing_wakes_who_waits(make_pool):

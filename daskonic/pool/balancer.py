@@ -12,7 +12,14 @@ from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
-from daskonic.errors import DaskonicError, DeadlineError, OverloadedError, UnavailableError
+from daskonic.errors import (
+    DaskonicError,
+    DeadlineError,
+    ModelNotFoundError,
+    NotReadyError,
+    OverloadedError,
+    UnavailableError,
+)
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.share import Share
 
@@ -37,6 +44,8 @@ class Permit:
     Attributes
     ----------
     endpoint : Endpoint
+    key : (str, str)
+        The model.
     kind : hashable
         Requests of one kind take the same time on an idle server.
     full : bool
@@ -46,6 +55,7 @@ class Permit:
     """
 
     endpoint: Endpoint
+    key: ModelKey
     kind: Hashable
     full: bool
     sent_at: float
@@ -87,23 +97,28 @@ class Balancer:
         self._fallback = fallback
         self._share = share
         self._latencies: dict[Hashable, deque[float]] = {}
+        self._keys: set[ModelKey] = set()
         self._sent = 0
         self._probe_again = 0
         self.second_total = 0
 
-    def active(self, now: float) -> list[Endpoint]:
-        """The endpoints in use: the first in this worker's line that are not away; if all are, the fallback or the first."""
+    def active(self, now: float, key: ModelKey | None = None) -> list[Endpoint]:
+        """The endpoints in use, for a model: the first in this worker's line that are not away and may have it.
+
+        If there is none, the fallback, or the first ones.
+        """
         there = [e for e in self._line if not e.breaker.is_away(now)]
-        if not there and self._fallback is not None:
+        able = [e for e in there if key is None or e.has(key, now)]
+        if not able and self._fallback is not None:
             return [self._fallback]
-        return (there or self._line)[: self._most]
+        return (able or there or self._line)[: self._most]
 
     def idle(self, now: float) -> list[Endpoint]:
         """Endpoints out of use: they stood in for others, or others stand in for them.
 
         Their connections are closed, or a worker would have more than its part.
         """
-        active = self.active(now)
+        active = [e for key in self._keys or (None,) for e in self.active(now, key)]
         return [e for e in self._line if e.in_flight == 0 and e not in active]
 
     def room(self, now: float) -> int:
@@ -115,7 +130,8 @@ class Balancer:
         self, key: ModelKey, kind: Hashable, now: float, avoid: Endpoint | None = None, nbytes: int = 0
     ) -> Permit | None:
         """A place at the endpoint with the largest free part of its window; another than ``avoid`` if one can."""
-        here = [e for e in self.active(now) if e.has(key)]
+        self._keys.add(key)
+        here = [e for e in self.active(now, key) if e.has(key, now)]
         well = [e for e in here if not e.breaker.openings]
         if well and self._sent < self._probe_again:
             here = well
@@ -128,7 +144,7 @@ class Balancer:
         )
         if endpoint.breaker.openings:
             self._probe_again = self._sent + PROBE_EVERY
-        return self._take(endpoint, kind, now)
+        return self._take(endpoint, key, kind, now)
 
     def pick_second(
         self, key: ModelKey, kind: Hashable, now: float, first: Endpoint, nbytes: int = 0
@@ -142,13 +158,13 @@ class Balancer:
             return None
         able = [
             e
-            for e in self.active(now)
-            if e is not first and e.has(key) and _is_free(e, now) and e.in_flight < e.window.permits / 2
+            for e in self.active(now, key)
+            if e is not first and e.has(key, now) and _is_free(e, now) and e.in_flight < e.window.permits / 2
         ]
         if not able or not self._may_go(nbytes, now):
             return None
         self.second_total += 1
-        return self._take(min(able, key=lambda e: e.in_flight / e.window.limit), kind, now)
+        return self._take(min(able, key=lambda e: e.in_flight / e.window.limit), key, kind, now)
 
     def straggles_after_s(self, kind: Hashable) -> float:
         """How long an answer may take before it is a straggler; infinite while that is not known."""
@@ -162,8 +178,9 @@ class Balancer:
         return min(self._latencies.get(kind, ()), default=0.0)
 
     def next_change(self, now: float) -> float:
-        """When a rest or a pause ends, so that there may be a place without an answer; infinite if none does."""
+        """When a rest or a pause ends, or a model is asked for again, so that there may be a place without an answer; infinite if none does."""
         times = [t for e in self._line for t in (e.breaker.rests_until, e.not_before) if t > now]
+        times += [e.next_model(now) for e in self._line]
         if self._share is not None:
             times.append(self._share.next_change(now))
         return min(times, default=math.inf)
@@ -188,17 +205,22 @@ class Balancer:
         latency_s = now - permit.sent_at
         if error is None:
             endpoint.breaker.succeeded(now)
+            endpoint.gained(permit.key)
             endpoint.window.answered(now, latency_s, permit.kind, full=permit.full)
             self._latencies.setdefault(permit.kind, deque(maxlen=LATENCIES)).append(latency_s)
         elif isinstance(error, OverloadedError):
             endpoint.rejections_total += 1
             endpoint.breaker.succeeded(now)  # it answers, only not with what was wanted
             endpoint.window.rejected(now)
+        elif isinstance(error, ModelNotFoundError | NotReadyError):
+            endpoint.failures_total += 1
+            endpoint.breaker.succeeded(now)  # it answers
+            endpoint.lost(permit.key, now, is_missing=isinstance(error, ModelNotFoundError))
         elif isinstance(error, UnavailableError | DeadlineError):
             endpoint.failures_total += 1
             if endpoint.breaker.failed(now):
                 endpoint.window.lost()
-                endpoint.specs.clear()  # what comes back in its place may be another server
+                endpoint.forget_models()
         else:  # permanent: the request's fault or the model's, not the endpoint's
             endpoint.failures_total += 1
             endpoint.breaker.succeeded(now)
@@ -209,12 +231,12 @@ class Balancer:
         """Whether the cluster's limits, if there are any, let one more request go."""
         return self._share is None or self._share.take(nbytes, now)
 
-    def _take(self, endpoint: Endpoint, kind: Hashable, now: float) -> Permit:
+    def _take(self, endpoint: Endpoint, key: ModelKey, kind: Hashable, now: float) -> Permit:
         """One place less."""
         endpoint.in_flight += 1
         endpoint.requests_total += 1
         self._sent += 1
-        return Permit(endpoint, kind, endpoint.in_flight >= endpoint.window.permits, now)
+        return Permit(endpoint, key, kind, endpoint.in_flight >= endpoint.window.permits, now)
 
 
 def _is_free(endpoint: Endpoint, now: float) -> bool:

@@ -15,11 +15,10 @@ from daskonic.errors import (
     ModelNotFoundError,
     OverloadedError,
     ServerError,
-    UnavailableError,
 )
 from daskonic.pool.balancer import Permit
 from daskonic.pool.breaker import full_jitter
-from daskonic.pool.check import check_response, refuse_disagreement
+from daskonic.pool.check import check_response, is_of_another_version, refuse_disagreement
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.tensors import ModelSpec, Request, Response
 from daskonic.transport import Reply, Transport
@@ -119,7 +118,7 @@ class Call:
             except DaskonicError as error:
                 self._running.remove(attempt)
                 if not self._running:
-                    self._prepare_retry(error, attempt.permit.sent_at)
+                    self._prepare_retry(error, attempt.permit)
                     self.send(avoid=attempt.permit.endpoint)
             else:
                 for other in self._running:
@@ -135,6 +134,10 @@ class Call:
         (attempt,) = self._running
         assert attempt.transport is not None
         response = attempt.transport.decode(answer)
+        if is_of_another_version(response, self._spec) and self._pool.lost(attempt.permit):
+            self._running.clear()
+            self.send(avoid=attempt.permit.endpoint)
+            return self.decode(self.infer())
         check_response(response, self._request, self._spec, self.address)
         told_s = self._pool.ask_account(attempt.permit.endpoint, self._key)
         if told_s is not None:
@@ -199,7 +202,7 @@ class Call:
                     )
                     self._start(permit)
 
-    def _prepare_retry(self, error: DaskonicError, sent_at: float) -> None:
+    def _prepare_retry(self, error: DaskonicError, permit: Permit) -> None:
         """Count another attempt, or raise ``error`` if there must be none.
 
         An endpoint that is away or full rests, and a permit elsewhere is free at once, so there is hardly a wait
@@ -207,7 +210,10 @@ class Call:
         """
         self.refuse_cancelled()
         left_s = self._deadline - time.monotonic()
-        if not (error.retryable or isinstance(error, DeadlineError)):
+        may_pass = error.retryable or isinstance(error, DeadlineError)
+        if isinstance(error, ModelNotFoundError):
+            may_pass = self._pool.is_elsewhere(self._key, permit.endpoint)
+        if not may_pass:
             raise error
         if left_s <= 0:
             tried = f"after {self.attempts} attempts in {self._pool.settings.timeout_s:g} s"
@@ -218,7 +224,7 @@ class Call:
         logger.warning("attempt %s of a request failed, trying again: %s", self.attempts, error)
         self._pool.count_retry()
         if self.attempts > 1 and not isinstance(error, OverloadedError):
-            next_s = sent_at + full_jitter(min(self.attempts, SLOWER_ATTEMPTS)) - time.monotonic()
+            next_s = permit.sent_at + full_jitter(min(self.attempts, SLOWER_ATTEMPTS)) - time.monotonic()
             time.sleep(min(max(next_s, 0.0), left_s))
 
     def _verify(self, endpoint: Endpoint) -> None:
@@ -228,16 +234,18 @@ class Call:
         settings = self._pool.settings
         left_s = max(self._deadline - time.monotonic(), 0.001)
         timeout_s = min(settings.connect_timeout_s, settings.attempt_timeout_s, left_s)
-        error = self._pool.ask(endpoint, *self._key, timeout_s)
-        if isinstance(error, ModelNotFoundError) and self._pool.is_elsewhere(self._key):
-            raise UnavailableError(str(error)) from error
+        error = self._pool.ask(endpoint, self._key, self._spec.version or self._key[1], timeout_s)
         if error is not None:
             raise error
         spec = endpoint.specs.get(self._key)
         if spec is not None:  # else it went away again
             if self._spec.max_batch_size and not spec.max_batch_size:  # as the user declared it
                 spec = spec.with_batch_dimension(self._spec.max_batch_size)
-            refuse_disagreement([self._spec, spec], [endpoint.address])
+            try:
+                refuse_disagreement([self._spec, spec], [endpoint.address])
+            except ServerError:
+                del endpoint.specs[self._key]  # nor may the next request go there
+                raise
 
 
 class _Attempt:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from daskonic.errors import ResponseError, ServerError
 from daskonic.tensors import ModelSpec, Request, Response
 
-__all__ = ["check_response", "refuse_disagreement"]
+__all__ = ["check_response", "is_of_another_version", "refuse_disagreement"]
 
 
 def refuse_disagreement(specs: list[ModelSpec], addresses: list[str]) -> None:
@@ -26,9 +26,14 @@ def _tensors(spec: ModelSpec) -> str:
     return f"{'; '.join(map(str, spec.inputs))} -> {'; '.join(map(str, spec.outputs))}"
 
 
+def is_of_another_version(response: Response, spec: ModelSpec) -> bool:
+    """Whether another version answered than was asked."""
+    return bool(spec.version and response.version and response.version != spec.version)
+
+
 def check_response(response: Response, request: Request, spec: ModelSpec, address: str) -> None:
     """ResponseError unless version, names, dtypes and shapes are those of the model."""
-    if spec.version and response.version and response.version != spec.version:
+    if is_of_another_version(response, spec):
         raise ResponseError(
             f"{address}: version {response.version} of {spec.name!r} answered where version {spec.version} began; "
             "the model was replaced during the run"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from daskonic.errors import ServerError
-from daskonic.pool.breaker import Breaker
+from daskonic.pool.breaker import Breaker, full_jitter
 from daskonic.pool.stats import EndpointStats
 from daskonic.pool.window import Window
 from daskonic.tensors import ModelSpec
@@ -17,6 +19,17 @@ __all__ = ["Endpoint", "ModelKey"]
 
 ModelKey = tuple[str, str]
 """Name and version as the user asked for them."""
+ASK_AGAIN_S = 10.0
+"""How long a model that an endpoint does not have is not asked for: it may get it."""
+
+
+@dataclass(slots=True)
+class _Absence:
+    """A model that an endpoint cannot serve: how often in a row, until when it is left alone, and if it is not there at all."""
+
+    failures: int = 0
+    until: float = 0.0
+    is_missing: bool = False
 
 
 class Endpoint:
@@ -25,7 +38,7 @@ class Endpoint:
     Attributes
     ----------
     specs : dict
-        What it says of each model; None for a model that it does not have.
+        What it says of each model that it has.
     accounts : dict
         What it last told of each model that it did; None where it tells nothing.
     account_due : dict
@@ -41,6 +54,7 @@ class Endpoint:
     ) -> None:
         self.address = address
         self._connect = connect
+        self._rng = rng
         self._transport: Transport | None = None
         self._opening = threading.Lock()
         self._over = False
@@ -51,7 +65,8 @@ class Endpoint:
         self.requests_total = 0
         self.failures_total = 0
         self.rejections_total = 0
-        self.specs: dict[ModelKey, ModelSpec | None] = {}
+        self.specs: dict[ModelKey, ModelSpec] = {}
+        self._absences: dict[ModelKey, _Absence] = {}
         self.accounts: dict[ModelKey, Account | None] = {}
         self.account_due: dict[ModelKey, float] = {}
         self.told_s: dict[ModelKey, tuple[float, float]] = {}
@@ -70,9 +85,42 @@ class Endpoint:
         """Whether there is a connection."""
         return self._transport is not None
 
-    def has(self, key: ModelKey) -> bool:
-        """Whether the model may be here: known to be, or not asked yet."""
-        return key not in self.specs or self.specs[key] is not None
+    def has(self, key: ModelKey, now: float) -> bool:
+        """Whether the model may be here: known to be, or not asked yet, or not for a while."""
+        absence = self._absences.get(key)
+        return absence is None or now >= absence.until
+
+    def is_without(self, key: ModelKey, now: float) -> bool:
+        """Whether it said lately that it has no such model."""
+        return not self.has(key, now) and self._absences[key].is_missing
+
+    def gained(self, key: ModelKey) -> None:
+        """The model answered."""
+        self._absences.pop(key, None)
+
+    def lost(self, key: ModelKey, now: float, *, is_missing: bool) -> None:
+        """The model did not answer, though the endpoint did: the others here may be well."""
+        self.specs.pop(key, None)  # what comes back in its place may be another one
+        absence = self._absences.setdefault(key, _Absence())
+        if now < absence.until and absence.is_missing >= is_missing:
+            return  # under way before that was known
+        absence.failures += 1
+        absence.is_missing = is_missing
+        wait_s = (
+            ASK_AGAIN_S * self._rng.uniform(0.5, 1.0)
+            if is_missing
+            else full_jitter(absence.failures, self._rng)
+        )
+        absence.until = now + wait_s
+
+    def forget_models(self) -> None:
+        """It went away: what comes back in its place may be another server."""
+        self.specs.clear()
+        self._absences.clear()
+
+    def next_model(self, now: float) -> float:
+        """When one of the models that it cannot serve is asked for again; infinite if none is."""
+        return min((a.until for a in self._absences.values() if a.until > now), default=math.inf)
 
     def stats(self, now: float) -> EndpointStats:
         """A copy of the counters."""

@@ -8,7 +8,6 @@ therefore not be what others wait for. Who gets one is the policy of :mod:`dasko
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import logging
 import math
@@ -17,7 +16,6 @@ import platform
 import random
 import threading
 import time
-import zlib
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -28,14 +26,15 @@ from daskonic.errors import (
     DaskonicError,
     DeadlineError,
     ModelNotFoundError,
+    NotReadyError,
     ServerError,
     UnavailableError,
 )
-from daskonic.lock import Lock
 from daskonic.pool.balancer import Balancer, Permit
 from daskonic.pool.call import Call
 from daskonic.pool.check import refuse_disagreement
 from daskonic.pool.claim import Claim
+from daskonic.pool.contact import described, read_lock
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.fallback import fallback_endpoint
 from daskonic.pool.share import Share
@@ -93,7 +92,7 @@ class Pool:
         rng = random.Random(f"{platform.node()} {os.getpid()} {settings.servers}")
         self._endpoints = [Endpoint(address, connect, settings.window, rng) for address in settings.servers]
         self._fallback = fallback_endpoint(settings, rng)
-        self._locks = {lock.model: lock for lock in map(_lock, settings.locks)}
+        self._locks = {lock.model: lock for lock in map(read_lock, settings.locks)}
         if share is None and settings.limits:
             share = Share(*settings.limits)
         self._share = share
@@ -186,15 +185,15 @@ class Pool:
 
     def _first_contact(self, model: str, version: str) -> ModelSpec:
         """Ask every endpoint for the model until one answers."""
-        deadline = time.monotonic() + self.settings.connect_timeout_s
+        key, deadline = (model, version), time.monotonic() + self.settings.connect_timeout_s
         while True:
             with self._condition:
-                asked = sorted(self._balancer.active(time.monotonic()), key=lambda e: e.address)
+                asked = sorted(self._balancer.active(time.monotonic(), key), key=lambda e: e.address)
             errors = []
             for i, endpoint in enumerate(asked):  # one that hangs leaves time for the others
                 share_s = (deadline - time.monotonic()) / (len(asked) - i)
-                errors.append(self.ask(endpoint, model, version, max(share_s, 0.1)))
-            described = [(e, e.specs.get((model, version))) for e in asked]
+                errors.append(self.ask(endpoint, key, version, max(share_s, 0.1)))
+            described = [(e, e.specs.get(key)) for e in asked]
             found = {e.address: spec for e, spec in described if spec is not None}
             if found:
                 refuse_disagreement(list(found.values()), list(found))
@@ -202,37 +201,30 @@ class Pool:
             failures = [e for e in errors if e is not None]
             self._refuse_closed()
             may_pass = any(e.retryable or isinstance(e, DeadlineError) for e in failures)
+            is_lacking = all(isinstance(e, ModelNotFoundError) for e in failures)
+            if is_lacking and self.is_elsewhere(key) and time.monotonic() < deadline:
+                continue  # other endpoints have not been asked yet
             if not may_pass or time.monotonic() >= deadline:
                 raise _worst(failures)
             time.sleep(RETRY_PAUSE_S)
 
-    def ask(self, endpoint: Endpoint, model: str, version: str, timeout_s: float) -> DaskonicError | None:
-        """Let an endpoint describe the model; what went wrong is returned."""
+    def ask(self, endpoint: Endpoint, key: ModelKey, version: str, timeout_s: float) -> DaskonicError | None:
+        """Let an endpoint describe the model, in this version; what went wrong is returned."""
         try:
-            endpoint.specs[model, version] = self._described(endpoint, model, version, timeout_s)
-        except ModelNotFoundError as error:
-            endpoint.specs[model, version] = None
+            lock, patience_s = self._locks.get(key[0]), self.settings.attempt_timeout_s
+            endpoint.specs[key] = described(
+                endpoint.transport(), key[0], version, lock, timeout_s, patience_s
+            )
+        except (ModelNotFoundError, NotReadyError) as error:
+            with self._condition:
+                endpoint.lost(key, time.monotonic(), is_missing=isinstance(error, ModelNotFoundError))
             return error
         except DaskonicError as error:
-            logger.warning("%s does not describe model %s: %s", endpoint.address, model, error)
+            logger.warning("%s does not describe model %s: %s", endpoint.address, key[0], error)
             with self._condition:
                 endpoint.breaker.failed(time.monotonic())
             return error
         return None
-
-    def _described(self, endpoint: Endpoint, model: str, version: str, timeout_s: float) -> ModelSpec:
-        """The endpoint's description; ModelNotFoundError if its model is not the one that was locked."""
-        transport, lock = endpoint.transport(), self._locks.get(model)
-        if lock is None:
-            return transport.model_spec(model, version, timeout_s)
-        spec = transport.model_spec(model, version or lock.version, timeout_s)
-        difference = lock.disagreement(spec, transport, self.settings.attempt_timeout_s)
-        if difference is not None:
-            logger.warning("%s is not asked for model %s: %s", endpoint.address, model, difference)
-            raise ModelNotFoundError(
-                f"{endpoint.address} has another model {model!r} than daskonic.locks says: {difference}"
-            )
-        return dataclasses.replace(spec, fingerprint=lock.fingerprint)
 
     # -- permits ---------------------------------------------------------------------------------
 
@@ -258,7 +250,7 @@ class Pool:
                         self._tell_fallback(permit.endpoint)
                         return permit
                     if now >= deadline:
-                        raise DeadlineError(self._no_permit(now))
+                        raise DeadlineError(self._no_permit(key, now))
                     self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
             finally:
                 self._waiting.discard(threading.get_native_id())
@@ -354,19 +346,31 @@ class Pool:
         with self._condition:
             return self._balancer.room(time.monotonic())
 
-    def _no_permit(self, now: float) -> str:
+    def _no_permit(self, key: ModelKey, now: float) -> str:
         """Why no permit could be had."""
-        states = ", ".join(
-            f"{e.address} "
-            + ("does not answer" if e.breaker.is_away(now) else f"has {e.in_flight} requests in flight")
-            for e in self._balancer.active(now)
-        )
+
+        def state(endpoint: Endpoint) -> str:
+            if endpoint.breaker.is_away(now):
+                return "does not answer"
+            if not endpoint.has(key, now):
+                return f"does not serve {key[0]!r}"
+            return f"has {endpoint.in_flight} requests in flight"
+
+        states = ", ".join(f"{e.address} {state(e)}" for e in self._balancer.active(now, key))
         limit = "" if self._share is None else f"; {self._share}"
         return f"no server could take the request within {self.settings.timeout_s:g} s: {states}{limit}"
 
-    def is_elsewhere(self, key: ModelKey) -> bool:
-        """Whether some endpoint may have the model."""
-        return any(e.has(key) for e in self._all())
+    def lost(self, permit: Permit) -> bool:
+        """Its endpoint has another version of the model by now; whether another endpoint may have the right one."""
+        with self._condition:
+            permit.endpoint.lost(permit.key, time.monotonic(), is_missing=True)
+        return self.is_elsewhere(permit.key, permit.endpoint)
+
+    def is_elsewhere(self, key: ModelKey, but: Endpoint | None = None) -> bool:
+        """Whether some endpoint, or another than ``but``, may have the model, now or soon."""
+        now = time.monotonic()
+        with self._condition:
+            return any(e is not but and not e.is_without(key, now) for e in self._endpoints)
 
     def count_retry(self) -> None:
         """One more attempt of the same request."""
@@ -386,14 +390,6 @@ def _job_left_s() -> float:
     except (KeyError, ValueError):
         return math.inf
     return max(end_s - time.time() - JOB_MARGIN_S, 0.0)
-
-
-def _lock(text: str) -> Lock:
-    """A lock of the settings."""
-    try:
-        return Lock.from_text(text)
-    except (ValueError, KeyError, TypeError, zlib.error) as error:
-        raise ConfigError("daskonic.locks has a file that daskonic lock did not write") from error
 
 
 def _worst(errors: list[DaskonicError]) -> DaskonicError:

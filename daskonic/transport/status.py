@@ -16,6 +16,7 @@ from daskonic.errors import (
     DeadlineError,
     InferenceError,
     ModelNotFoundError,
+    NotReadyError,
     OverloadedError,
     ServerError,
     UnavailableError,
@@ -149,9 +150,9 @@ def _classify(code: grpc.StatusCode, text: str, *, tls: bool) -> tuple[type[Dask
     if any(words in text for words in OVERLOAD):
         return OverloadedError, "the server's queue is full"
     if any(words in text for words in DRAINING):
-        return UnavailableError, "the model is being loaded, unloaded or replaced, or the server is stopping"
+        return NotReadyError, "the model is being loaded, unloaded or replaced, or the server is stopping"
     if all(words in text for words in BROKEN_INSTANCE):
-        return UnavailableError, "the model's process on the server has died"
+        return NotReadyError, "the model's process on the server has died"
     if any(words in text for words in OTHER_PROTOCOL):
         return ServerError, "this port does not speak gRPC (Triton's HTTP port is usually 8000, gRPC 8001)"
     if any(words in text for words in TOO_LARGE):
