@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from daskonic.constituents import link_constituents as link_constituents
+    from daskonic.constituents import secondary_vertices as secondary_vertices
     from daskonic.deploy import htcondor_cluster as htcondor_cluster
     from daskonic.deploy import local_cluster as local_cluster
     from daskonic.deploy import slurm_cluster as slurm_cluster
@@ -50,6 +51,7 @@ _HOMES = {
     "current_pool": "plugin",
     "htcondor_cluster": "deploy",
     "link_constituents": "constituents",
+    "secondary_vertices": "constituents",
     "local_cluster": "deploy",
     "local_server": "server",
     "slurm_cluster": "deploy",
@@ -74,6 +76,7 @@ __all__ = [
     "link_constituents",
     "local_cluster",
     "local_server",
+    "secondary_vertices",
     "slurm_cluster",
 ]
 

@@ -24,6 +24,7 @@ __all__ = [
     "group",
     "link_constituents",
     "particles_of",
+    "secondary_vertices",
     "with_own_constituents",
 ]
 
@@ -33,6 +34,7 @@ CONSTITUENTS = "constituents"
 LINKS = ("PFCands", "PFCand")
 JET_INDEX = "jetIdx"
 CONSTITUENT_INDEX = ("pFCandsIdx", "pfCandIdx", "pFCandIdx", "pfCandsIdx")
+VERTICES, VERTEX_LINKS, VERTEX_INDEX = "SV", "SVs", "sVIdx"
 
 Int64s = npt.NDArray[np.int64]
 
@@ -51,7 +53,8 @@ def link_constituents(events: Any, jets: str = "FatJet") -> Any:
     -------
     ak.Array, n_events * var * Jet
         The jets with a further field ``constituents`` (var * PFCand), which goes along wherever they are selected,
-        sorted or combined. Columns of the constituents are read when they are used. For coffea's jets write
+        sorted or combined. It has what the links tell of a constituent in its jet, too, such as ``btagEtaRel``. Columns
+        of the constituents are read when they are used. For coffea's jets write
         ``jets["constituents"]``: their class has a property of that name, which knows other files.
 
     Raises
@@ -82,8 +85,58 @@ def link_constituents(events: Any, jets: str = "FatJet") -> Any:
     except IndexError as error:
         event, what = error.args
         raise InputError(f"{jets}{target} of event {event} of these has a {what}") from error
-    nested = ak.unflatten(ak.unflatten(ak.flatten(candidates, axis=1)[rows], counts), n_jets)
-    return ak.with_field(events[jets], nested, CONSTITUENTS)
+    particles = ak.flatten(candidates, axis=1)[rows]
+    own = _own_fields(links, candidates, index)
+    if own:
+        here = np.arange(len(jet)) - np.repeat(_starts(n_links), n_links)
+        told = ak.flatten(links, axis=1)[group(jet, here, n_links, n_jets, n_links)[1]]
+        columns = {f: particles[f] for f in particles.fields} | {f: told[f] for f in own}
+        record = particles.layout.purelist_parameter("__record__")
+        particles = ak.zip(columns, depth_limit=1, with_name=record, behavior=particles.behavior)
+    return ak.with_field(events[jets], ak.unflatten(ak.unflatten(particles, counts), n_jets), CONSTITUENTS)
+
+
+def secondary_vertices(events: Any, jets: str = "FatJet") -> Any:
+    """Secondary vertices of each jet, from events of PFNano.
+
+    Parameters
+    ----------
+    events : ak.Array, n_events * record
+        With ``FatJet``, ``FatJetSVs`` and ``SV``.
+    jets : str
+        Name of the collection.
+
+    Returns
+    -------
+    ak.Array, n_events * var * var * SV
+        For the field ``svs`` of the jets, where features look for them. PFNano links more vertices than NanoAOD
+        keeps; the others are left out. Their order is that of the links: by the significance of their distance.
+
+    Raises
+    ------
+    InputError
+        No such collections, or an index that points outside its event.
+
+    Examples
+    --------
+    >>> jets = dk.link_constituents(events)  # doctest: +SKIP
+    >>> jets["svs"] = dk.secondary_vertices(events)  # doctest: +SKIP
+    """
+    needed = (jets, jets + VERTEX_LINKS, VERTICES)
+    lacking = [name for name in needed if name not in events.fields]
+    if lacking:
+        raise InputError(f"no {', '.join(lacking)}; the events have {', '.join(sorted(events.fields))}")
+    links = events[jets + VERTEX_LINKS]
+    n_links, n_jets, n_vertices = (
+        np.asarray(ak.num(a, axis=1), np.int64) for a in (links, events[jets], events[VERTICES])
+    )
+    jet, vertex = (ak.to_numpy(ak.flatten(links[name], axis=1)) for name in (JET_INDEX, VERTEX_INDEX))
+    try:
+        counts, rows = group(np.where(vertex < 0, -1, jet), vertex, n_links, n_jets, n_vertices)
+    except IndexError as error:
+        event, what = error.args
+        raise InputError(f"{jets}{VERTEX_LINKS} of event {event} of these has a {what}") from error
+    return ak.unflatten(ak.unflatten(ak.flatten(events[VERTICES], axis=1)[rows], counts), n_jets)
 
 
 def constituent_fields(jets: Any) -> tuple[str, ...]:
@@ -92,7 +145,8 @@ def constituent_fields(jets: Any) -> tuple[str, ...]:
         return tuple(particles_of(jets).fields)
     owner = _owner(jets)
     if owner is not None:
-        return tuple(owner.events[owner.target].fields)
+        links, candidates = owner.events[owner.jets + owner.target], owner.events[owner.target]
+        return (*candidates.fields, *_own_fields(links, candidates, owner.key))
     found = _by_property(jets)
     return () if found is None else tuple(found.fields)
 
@@ -171,12 +225,19 @@ def _links(events: Any, jets: str) -> tuple[str, str] | None:
     return None
 
 
+def _own_fields(links: Any, candidates: Any, index: str) -> list[str]:
+    """What links tell of a constituent, and not only which it is; coffea's global indices end with G."""
+    known = {JET_INDEX, index, f"{JET_INDEX}G", f"{index}G", *candidates.fields}
+    return [name for name in links.fields if name not in known]
+
+
 class _Owner(NamedTuple):
-    """Coffea's events, and the names in them of a collection of jets and of its constituents."""
+    """Coffea's events, and the names in them of a collection of jets, of its constituents and of their index."""
 
     events: Any
     jets: str
     target: str
+    key: str
 
 
 def _owner(jets: Any) -> _Owner | None:
@@ -188,7 +249,7 @@ def _owner(jets: Any) -> _Owner | None:
     if name not in events.fields or events[name].layout is not jets.layout:
         return None
     found = _links(events, name)
-    return None if found is None else _Owner(events, name, found[0])
+    return None if found is None else _Owner(events, name, *found)
 
 
 def _by_property(jets: Any) -> Any:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import daskonic as dk
-from daskonic.errors import SpecError
+from daskonic.errors import InputError, SpecError
 from daskonic.tensors import ModelSpec, TensorSpec
 
 F = np.float32
@@ -343,3 +343,39 @@ def test_a_variable_that_pfnano_does_not_have_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "preprocess.json", pf={"pfcand_btagEtaRel": 0})
     with pytest.raises(SpecError, match="no variable pfcand_btagEtaRel: .*; their svs have"):
         ours(path, pfnano()[0], spec(pf=(1, 16)))
+
+
+def test_events_of_pfnano_hold_candidates_vertices_and_what_the_links_tell(tmp_path: Path) -> None:
+    """Links out of order, vertices that NanoAOD does not keep, candidates of two jets with other numbers in each."""
+    fat = ak.zip(
+        {"pt": [[500.0, 400.0], [], [300.0]], "eta": [[1.0, -1.0], [], [0.5]], "phi": [[0.0, 1.0], [], [2.0]]}
+    )
+    candidates = ak.Array([[{"pt": 1.0}, {"pt": 2.0}, {"pt": 3.0}], [], [{"pt": 4.0}]])
+    links = {
+        "jetIdx": [[1, 0, 0, 1], [], [0]],
+        "pFCandsIdx": [[2, 0, 2, 1], [], [0]],
+        "btagEtaRel": [[5.0, 6, 7, 8], [], [9]],
+    }
+    vertices = ak.Array([[{"mass": 1.0}, {"mass": 2.0}], [{"mass": 3.0}], []])
+    to_vertices = {"jetIdx": [[1, 0, 0], [], [0]], "sVIdx": [[1, -1, 0], [], [-1]]}
+    events = ak.zip(
+        {
+            "FatJet": fat,
+            "PFCands": candidates,
+            "FatJetPFCands": ak.zip({**links, "pt": links["btagEtaRel"]}),
+            "SV": vertices,
+            "FatJetSVs": ak.zip(to_vertices),
+        },
+        depth_limit=1,
+    )
+    jets = dk.link_constituents(events)
+    assert jets.constituents.pt.tolist() == [[[1, 3], [3, 2]], [], [[4]]]
+    assert jets.constituents.btagEtaRel.tolist() == [[[6, 7], [5, 8]], [], [[9]]]
+    jets["svs"] = dk.secondary_vertices(events)
+    assert jets.svs.mass.tolist() == [[[1], [2]], [], [[]]]
+    path = write(tmp_path / "preprocess.json", pf={"pfcand_btagEtaRel": 0}, sv={"sv_mass": 0})
+    made = ours(path, jets, spec(pf=(1, 16), sv=(1, 16)))
+    np.testing.assert_array_equal(made["pf"][:, 0, :2], [[6, 7], [5, 8], [9, 0]])
+    np.testing.assert_array_equal(made["sv"][:, 0, 0], [1, 2, 0])
+    with pytest.raises(InputError, match="no Jet, JetSVs; the events have FatJet"):
+        dk.secondary_vertices(events, "Jet")
