@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 import daskonic as dk
 from daskonic.cli import main
-from daskonic.errors import InputError
+from daskonic.errors import ConfigError, InputError, LocalServerError
 from daskonic.server import add_onnx, examine
 from daskonic.server.doctor import RULES
 
@@ -140,7 +140,9 @@ def generated(tmp_path):
         onnx.save(model, tmp_path / f"{name}.onnx")
         labels = ["a", "b", "c"] if name == "fixed" else None
         size = 0 if name == "graph" else 64
-        add_onnx(tmp_path / "models", name, tmp_path / f"{name}.onnx", max_batch_size=size, labels=labels)
+        warm_up = {"X": [5], "Z": [5]} if name == "open" else {}
+        path = tmp_path / f"{name}.onnx"
+        add_onnx(tmp_path / "models", name, path, max_batch_size=size, labels=labels, warm_up=warm_up or None)
     return tmp_path / "models"
 
 
@@ -155,6 +157,47 @@ def test_generated_entries(generated):
         lines = server.log.read_text().splitlines()
     warnings = [line for line in lines if line.startswith("W") and "model" in line]
     assert not warnings
+
+
+def test_warm_up_is_a_request(tmp_path):
+    """A server whose warm-up request fails does not take the model; with one that does not, it does."""
+    x, y = (helper.make_tensor_value_info(*v) for v in (("X", 1, ["n", "m"]), ("Y", 1, ["n"])))
+    sixth = helper.make_tensor("sixth", TensorProto.INT64, [], [5])
+    graph = helper.make_graph(
+        [helper.make_node("Gather", ["X", "sixth"], ["Y"], axis=1)], "g", [x], [y], [sixth]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    onnx.save(model, tmp_path / "sixth.onnx")
+    add_onnx(tmp_path / "models", "sixth", tmp_path / "sixth.onnx", warm_up={"X": [2]})
+    with pytest.raises(LocalServerError, match="sixth"), dk.local_server(tmp_path / "models"):
+        pass
+    add_onnx(tmp_path / "models", "sixth", tmp_path / "sixth.onnx", warm_up={"X": [6]})
+    with dk.local_server(tmp_path / "models") as server:
+        assert [m["state"] for m in server.models()] == ["READY"]
+
+
+def test_generated_for_production(tmp_path):
+    """ONNX Runtime's own backend on GPUs: no file of ours, no ragged flag, a warm-up request, nothing to find."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 2, "m"]) for n in "XY")
+    graph = helper.make_graph([helper.make_node("Neg", ["X"], ["Y"])], "negative", [x], [y])
+    onnx.save(helper.make_model(graph), tmp_path / "negative.onnx")
+    options = {"backend": "onnxruntime", "device": "gpu"}
+    folder = add_onnx(
+        tmp_path / "models", "negative", tmp_path / "negative.onnx", warm_up={"X": [2, 50]}, **options
+    )
+    assert [p.name for p in (folder / "1").iterdir()] == ["model.onnx"]
+    config = (folder / "config.pbtxt").read_text()
+    assert "KIND_GPU" in config
+    assert "dims: [ 2, 50 ] zero_data: true" in config
+    assert not examine(tmp_path / "models")
+    add_onnx(tmp_path / "models", "negative", tmp_path / "negative.onnx", **options)
+    assert rules(tmp_path / "models") == ["warm-up"]
+    with pytest.raises(ConfigError, match=r"rows of shape \[3, 50\]; the model takes \[2, -1\]"):
+        add_onnx(tmp_path / "models", "negative", tmp_path / "negative.onnx", warm_up={"X": [3, 50]})
+    with pytest.raises(ConfigError, match="warm_up names Z; 'negative' takes X"):
+        add_onnx(tmp_path / "models", "negative", tmp_path / "negative.onnx", warm_up={"Z": [3, 50]})
+    with pytest.raises(ConfigError, match="backend 'python' has cpu"):
+        add_onnx(tmp_path / "models", "negative", tmp_path / "negative.onnx", device="gpu")
 
 
 class TestCommand:

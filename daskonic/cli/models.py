@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -30,6 +31,10 @@ def models() -> None:
               help="How long a request waits for others to share its execution.")  # fmt: skip
 @click.option("--queue-size", type=click.IntRange(1), default=512, show_default=True,
               help="Most requests that wait.")  # fmt: skip
+@click.option("--backend", type=click.Choice(["python", "onnxruntime"]), default="python", show_default=True,
+              help="Triton's backend: python is in every Triton, onnxruntime for production.")  # fmt: skip
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
+              help="Where the copies work.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, help="Name of a class, in order; repeat it.")
 def add(
     repository: Path,
@@ -41,6 +46,8 @@ def add(
     threads: int,
     queue_delay_us: int,
     queue_size: int,
+    backend: Literal["python", "onnxruntime"],
+    device: Literal["cpu", "gpu"],
     labels: tuple[str, ...],
 ) -> None:
     """Add an ONNX file to REPOSITORY, or replace one of a model's versions.
@@ -59,6 +66,8 @@ def add(
         threads=threads,
         queue_delay_us=queue_delay_us,
         queue_size=queue_size,
+        backend=backend,
+        device=device,
         labels=labels or None,
     )
     click.echo(str(folder))

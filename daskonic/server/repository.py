@@ -1,4 +1,4 @@
-"""Model repositories: ONNX files made into models that Triton's Python backend serves."""
+"""Model repositories: ONNX files made into models that Triton serves."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from daskonic.errors import ConfigError, InputError, OutputError, SpecError
 
@@ -21,6 +21,8 @@ __all__ = ["add_onnx", "read_dims"]
 
 MODEL = Path(__file__).with_name("onnx_model.py")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]*")
+BACKENDS = {"python": ("cpu",), "onnxruntime": ("cpu", "gpu")}
+"""Triton's backends that take ONNX files, and where each can work."""
 TENSORS = "# tensors: the same in all versions\n"
 
 # ONNX TensorProto.DataType → Triton; strings are missing since the backend cannot pass them on NumPy 2,
@@ -44,6 +46,9 @@ def add_onnx(
     queue_delay_us: int = 500,
     queue_size: int = 512,
     labels: Sequence[str] | None = None,
+    backend: Literal["python", "onnxruntime"] = "python",
+    device: Literal["cpu", "gpu"] = "cpu",
+    warm_up: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Add an ONNX model to a model repository, or replace one of its versions.
 
@@ -74,6 +79,14 @@ def add_onnx(
         dimension there is no such limit in Triton.
     labels : sequence of str, optional
         Names of the classes, for a model of one output.
+    backend : {"python", "onnxruntime"}
+        Triton's Python backend, which every Triton has, daskonic's own too; or its backend for ONNX Runtime, for
+        servers in production.
+    device : {"cpu", "gpu"}
+        Where the instances work; ``instances`` are those of each GPU.
+    warm_up : mapping of str to sequence of int, optional
+        Shape of one row for the inputs that leave dimensions open, and a request of zeros is computed before the model
+        counts as ready. Without it, that is done with the backend for ONNX Runtime if no dimension is open.
 
     Returns
     -------
@@ -89,7 +102,8 @@ def add_onnx(
     OutputError
         The repository cannot be written.
     """
-    _check(name, version, max_batch_size, instances, threads, queue_delay_us, queue_size)
+    serving = _Serving(max_batch_size, instances, threads, queue_delay_us, queue_size, backend, device)
+    _check(name, version, serving)
     onnx_path = Path(onnx_path)
     graph = _load(onnx_path)
     inputs, outputs = _read_tensors(onnx_path, graph)
@@ -97,8 +111,10 @@ def add_onnx(
         inputs, outputs = _rows(onnx_path, inputs), _rows(onnx_path, outputs)
     if labels is not None and len(outputs) != 1:
         raise SpecError(f"labels name the classes of one output; {onnx_path} has {len(outputs)} of them")
-    head = _head(name, max_batch_size, instances, threads, queue_delay_us, queue_size)
-    tensors = TENSORS + _tensors("input", inputs) + _tensors("output", outputs, labelled=labels is not None)
+    head = serving.head(name) + _warm_up(name, inputs, serving, warm_up)
+    # Requests of different lengths may come in one execution of our own model, which sorts them by shape.
+    tensors = TENSORS + _tensors("input", inputs, ragged=backend == "python")
+    tensors += _tensors("output", outputs, labelled=labels is not None)
     try:
         with _staging(Path(repository), name) as staging:
             (staging / "config.pbtxt").write_text(head + tensors)
@@ -106,13 +122,44 @@ def add_onnx(
                 (staging / "labels.txt").write_text("".join(f"{label}\n" for label in labels))
             folder = staging / str(version)
             folder.mkdir()
-            shutil.copyfile(MODEL, folder / "model.py")
+            if backend == "python":
+                shutil.copyfile(MODEL, folder / "model.py")
             shutil.copyfile(onnx_path, folder / "model.onnx")
             for extra in _external_files(onnx_path, graph):
                 shutil.copyfile(onnx_path.parent / extra, folder / extra)
             return _publish(staging, Path(repository) / name, version, tensors)
     except OSError as error:
         raise OutputError(f"the model {name!r} cannot be written into {repository}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Serving:
+    """How a model is served."""
+
+    max_batch_size: int
+    instances: int
+    threads: int
+    queue_delay_us: int
+    queue_size: int
+    backend: str
+    device: str
+
+    def head(self, name: str) -> str:
+        """config.pbtxt but for the tensors."""
+        batching = (
+            f"dynamic_batching {{ max_queue_delay_microseconds: {self.queue_delay_us} "
+            f"default_queue_policy {{ max_queue_size: {self.queue_size} }} }}\n"
+        )
+        threads = "threads" if self.backend == "python" else "intra_op_thread_count"
+        return (
+            f'name: "{name}"\n'
+            f'backend: "{self.backend}"\n'
+            f"max_batch_size: {self.max_batch_size}\n"
+            "version_policy { all {} }\n"
+            f"instance_group [ {{ count: {self.instances} kind: KIND_{self.device.upper()} }} ]\n"
+            f"{batching if self.max_batch_size else ''}"
+            f'parameters {{ key: "{threads}" value {{ string_value: "{self.threads}" }} }}\n'
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +182,7 @@ def read_dims(path: Path) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tensor.dims for tensors in _read_tensors(path, _load(path)) for tensor in tensors}
 
 
-def _check(
-    name: str, version: int, max_batch_size: int, instances: int, threads: int, delay_us: int, queue_size: int
-) -> None:
+def _check(name: str, version: int, serving: _Serving) -> None:
     """ConfigError for an argument out of range."""
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -145,14 +190,20 @@ def _check(
         )
     for what, value, least in (
         ("version", version, 1),
-        ("max_batch_size", max_batch_size, 0),
-        ("instances", instances, 1),
-        ("threads", threads, 1),
-        ("queue_delay_us", delay_us, 0),
-        ("queue_size", queue_size, 1),
+        ("max_batch_size", serving.max_batch_size, 0),
+        ("instances", serving.instances, 1),
+        ("threads", serving.threads, 1),
+        ("queue_delay_us", serving.queue_delay_us, 0),
+        ("queue_size", serving.queue_size, 1),
     ):
         if value < least:
             raise ConfigError(f"{what} is {value}; at least {least} is needed")
+    if serving.backend not in BACKENDS:
+        raise ConfigError(f"backend is {serving.backend!r}; there are {', '.join(BACKENDS)}")
+    if serving.device not in BACKENDS[serving.backend]:
+        raise ConfigError(
+            f"device is {serving.device!r}; the backend {serving.backend!r} has {', '.join(BACKENDS[serving.backend])}"
+        )
 
 
 def _load(path: Path) -> onnx.GraphProto:
@@ -229,40 +280,51 @@ def _external_files(path: Path, graph: onnx.GraphProto) -> list[str]:
     return sorted(locations)
 
 
-def _head(
-    name: str, max_batch_size: int, instances: int, threads: int, queue_delay_us: int, queue_size: int
+def _warm_up(
+    name: str, inputs: Sequence[_Tensor], serving: _Serving, given: Mapping[str, Sequence[int]] | None
 ) -> str:
-    """config.pbtxt but for the tensors."""
-    batching = (
-        f"dynamic_batching {{ max_queue_delay_microseconds: {queue_delay_us} "
-        f"default_queue_policy {{ max_queue_size: {queue_size} }} }}\n"
-        if max_batch_size
-        else ""
-    )
-    return (
-        f'name: "{name}"\n'
-        'backend: "python"\n'
-        f"max_batch_size: {max_batch_size}\n"
-        "version_policy { all {} }\n"
-        f"instance_group [ {{ count: {instances} kind: KIND_CPU }} ]\n"
-        f"{batching}"
-        f'parameters {{ key: "threads" value {{ string_value: "{threads}" }} }}\n'
-    )
+    """A request of zeros for config.pbtxt; none if no shape is known."""
+    if given is None and (serving.backend == "python" or any(-1 in t.dims for t in inputs)):
+        return ""
+    shapes = {t.name: tuple((given or {}).get(t.name, t.dims)) for t in inputs}
+    unknown = sorted(set(given or {}) - set(shapes))
+    if unknown:
+        raise ConfigError(f"warm_up names {', '.join(unknown)}; {name!r} takes {', '.join(shapes)}")
+    made = []
+    for tensor in inputs:
+        shape = shapes[tensor.name]
+        if len(shape) != len(tensor.dims) or not all(
+            n > 0 and d in (-1, n) for n, d in zip(shape, tensor.dims, strict=True)
+        ):
+            raise ConfigError(
+                f"warm_up gives input {tensor.name!r} of {name!r} rows of shape {list(shape)}; the model takes "
+                f"{list(tensor.dims)}, -1 being any"
+            )
+        dims = ", ".join(map(str, shape or (1,)))
+        made.append(
+            f'inputs {{ key: "{_quoted(tensor.name)}" value '
+            f"{{ data_type: TYPE_{tensor.data_type} dims: [ {dims} ] zero_data: true }} }}"
+        )
+    rows = 1 if serving.max_batch_size else 0
+    return f'model_warmup [ {{ name: "zeros" batch_size: {rows} {" ".join(made)} }} ]\n'
 
 
-def _tensors(kind: str, tensors: list[_Tensor], *, labelled: bool = False) -> str:
+def _quoted(name: str) -> str:
+    """A name inside the quotes of config.pbtxt."""
+    return name.replace("\\", "\\\\").replace('"', '\\"')
+
+
+def _tensors(kind: str, tensors: list[_Tensor], *, ragged: bool = False, labelled: bool = False) -> str:
     """Inputs or outputs for config.pbtxt."""
     lines = []
     for tensor in tensors:
         dims = ", ".join(map(str, tensor.dims))
         # Triton wants a dimension; the model gets its scalars per row all the same.
         shape = f"dims: [ {dims} ]" if tensor.dims else "dims: [ 1 ] reshape { shape: [ ] }"
-        # Requests of different lengths may come in one execution, which sorts them by shape.
-        ragged = " allow_ragged_batch: true" if kind == "input" and -1 in tensor.dims else ""
+        flag = " allow_ragged_batch: true" if ragged and -1 in tensor.dims else ""
         label = ' label_filename: "labels.txt"' if labelled else ""
-        quoted = tensor.name.replace("\\", "\\\\").replace('"', '\\"')
         lines.append(
-            f'{kind} {{ name: "{quoted}" data_type: TYPE_{tensor.data_type} {shape}{ragged}{label} }}\n'
+            f'{kind} {{ name: "{_quoted(tensor.name)}" data_type: TYPE_{tensor.data_type} {shape}{flag}{label} }}\n'
         )
     return "".join(lines)
 
