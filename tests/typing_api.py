@@ -29,6 +29,15 @@ def a_function() -> dk.Features:
     return dk.Features(lambda jets: {"x": [jets.pt, jets.eta]}, pad={"x": dk.Pad(64, mode="wrap")})
 
 
+def a_configuration(events: Any) -> Any:
+    """Inputs of CMSSW's file, and some that are ready; candidates and vertices of PFNano."""
+    jets = dk.link_constituents(events, "FatJet")
+    jets["svs"] = dk.secondary_vertices(events, "FatJet")
+    features = dk.Features.from_cmssw("preprocess.json", inputs={"x": "pf_features"})
+    dk.Model("kin", features=dk.Features.ready("jetclass-kin"))
+    return dk.Model("pn", features=features)(jets)
+
+
 def a_graph(jets: Any) -> Any:
     """Nodes and edges for a model without a batch dimension; rows sent in full length."""
     graph = dk.Graph(nodes=["x"], edges=["e"], graphs=["y"], index={"e": "nodes"}, batch={"batch": "nodes"})
