@@ -6,10 +6,13 @@ c++         ``perf_analyzer --async``
 daskonic    ``dk.Model`` on an array, window pinned: split, encode, send, decode and join, on the wire
 in Dask     the same in a task of a Dask worker with the plugin
 shm         the same, through shared memory instead of the wire
+grpcio      futures of gRPC's own Python and nothing else, the message packed as daskonic does it: what is left
+            between this and C++ is not daskonic's to gain
 sync        ``tritonclient``, a thread for each request in flight
 async       ``tritonclient.async_infer``, as many in flight
 
-CPU is that of the whole client process; answers are checked. perf_analyzer is taken from the wheel of
+Each has a process of its own, or daskonic's malloc setting would help all of them. CPU is that of the whole client
+process, from warm; answers are checked. perf_analyzer is taken from the wheel of
 tritonclient 2.50.0, fetched once with pip into daskonic's cache folder; where that is not possible it is left out.
 
     python benchmarks/bench_native.py --rounds 5
@@ -19,7 +22,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import math
+import multiprocessing
 import os
 import queue
 import subprocess
@@ -28,13 +33,15 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 from distributed import Client
 from results import Row, add_arguments, finish, ratios, spread
@@ -43,6 +50,9 @@ from tritonclient import grpc as triton
 
 import daskonic as dk
 from daskonic.server import installation
+from daskonic.tensors import Request
+from daskonic.transport.grpc import INFER, OPTIONS
+from daskonic.transport.message import packed, unpacked
 
 LENGTH = 2048  # 8 kB a row
 PERF_ANALYZER = "tritonclient==2.50.0"  # later ones need glibc 2.38, or carry no binary
@@ -71,7 +81,7 @@ Rate = tuple[float, float]
 """Requests a second; CPU seconds for each."""
 
 
-@cache
+@functools.cache
 def make_rows(n_rows: int) -> np.ndarray:
     """Input of a client; kept."""
     return np.random.default_rng(1).normal(size=(n_rows, LENGTH)).astype(np.float32)
@@ -104,6 +114,36 @@ def by_daskonic(address: str, case: Case, seconds: float, memory: str = "never")
         return requests
 
     return timed(send, seconds)
+
+
+def by_grpcio(address: str, case: Case, seconds: float) -> Rate:
+    """Requests as futures, a semaphore for each in flight."""
+    dk.Model("sink", servers=[address]).pool()  # for its malloc setting
+    requests = 8 * case.in_flight
+    batches = make_batches(case, requests)
+    permits = threading.Semaphore(case.in_flight)
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        infer = channel.unary_unary(INFER)
+
+        def send() -> int:
+            sent = deque[tuple[Any, np.ndarray]]()
+            for rows in batches:
+                permits.acquire()
+                future = infer.future(
+                    packed(Request("sink", "1", {"X": rows}, ("Y",), len(rows))), timeout=60
+                )
+                future.add_done_callback(lambda _: permits.release())
+                sent.append((future, rows))
+                while sent and sent[0][0].done():
+                    take(*sent.popleft())
+            for future, rows in sent:
+                take(future, rows)
+            return requests
+
+        def take(future: Any, rows: np.ndarray) -> None:
+            check(unpacked(future.result(), address).outputs["Y"], rows)
+
+        return timed(send, seconds)
 
 
 def inputs(rows: np.ndarray) -> list[triton.InferInput]:
@@ -232,22 +272,26 @@ def measure(args: argparse.Namespace) -> list[Row]:
     """All cases, everyone in turns."""
     native = None if args.without_native else perf_analyzer()
     cases = [CASES[name] for name in args.cases]
-    with (
-        serve([Served("sink", "sink", LENGTH, at_once=args.instances)]) as server,
-        dk.local_cluster(1, servers=[server.address], threads_per_worker=1) as cluster,
-        Client(cluster) as client,
-    ):
+    with ExitStack() as stack:
+        server = stack.enter_context(serve([Served("sink", "sink", LENGTH, at_once=args.instances)]))
         address = server.address
+        cluster = stack.enter_context(dk.local_cluster(1, servers=[address], threads_per_worker=1))
+        client = stack.enter_context(Client(cluster))
 
-        def in_dask(case: Case, memory: str = "never") -> Rate:
-            return client.submit(by_daskonic, address, case, args.seconds, memory, pure=False).result()
+        def in_dask(case: Case) -> Rate:
+            return client.submit(by_daskonic, address, case, args.seconds, pure=False).result()
+
+        def alone(measured: Callable[..., Rate]) -> Callable[[Case], Rate]:
+            process = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+            return lambda case: process.submit(measured, address, case, args.seconds).result()
 
         who: dict[str, Callable[[Case], Rate]] = {
-            "daskonic": lambda case: by_daskonic(address, case, args.seconds),
+            "daskonic": alone(by_daskonic),
             "in Dask": in_dask,
-            "shm": lambda case: by_daskonic(address, case, args.seconds, "auto"),
-            "sync": lambda case: by_tritonclient_sync(address, case, args.seconds),
-            "async": lambda case: by_tritonclient_async(address, case, args.seconds),
+            "shm": alone(functools.partial(by_daskonic, memory="auto")),
+            "grpcio": alone(by_grpcio),
+            "sync": alone(by_tritonclient_sync),
+            "async": alone(by_tritonclient_async),
         }
         if native is not None:
             who["c++"] = lambda case: by_perf_analyzer(*native, address, case, args.seconds)
@@ -277,6 +321,7 @@ def line(case: Case, name: str, seen: dict[tuple[str, str], list[Rate]]) -> Row:
         "MB_s": spread(r * case.megabytes for r in rates(name)),
         "to_c++": ratios(rates(name), rates("c++")) if rates("c++") else None,
         "target": case.target if ours else None,
+        "to_grpcio": ratios(rates(name), rates("grpcio")),
         "to_daskonic": ratios(rates(name), rates("daskonic")),
         "cpu_ms_MB": spread(cpus(name)) if name != "c++" else None,
         "cpu_to_sync": ratios(cpus(name), cpus("sync")) if name != "c++" else None,

@@ -59,7 +59,7 @@ def test_peers(tmp_path):
 def test_native(tmp_path):
     """All clients but the C++ one, which has to be fetched, do the same requests."""
     rows, _ = run("bench_native", tmp_path, "--cases", "1MB", "8kB", "--seconds", 0.02, "--without-native")
-    clients = ["daskonic", "in Dask", "shm", "sync", "async"]
+    clients = ["daskonic", "in Dask", "shm", "grpcio", "sync", "async"]
     assert [(r["request"], r["client"]) for r in rows] == [
         (request, client) for request in ("1MB x 4", "8kB x 16") for client in clients
     ]

@@ -89,13 +89,13 @@ class Call:
 
     def done(self) -> bool:
         """Whether :meth:`infer` would not wait for this attempt."""
-        return any(attempt.reply.done() for attempt in self._running)
+        return any(attempt.ended_at for attempt in self._running)
 
     def ends_within(self, seconds: float) -> bool:
         """Whether this attempt ends soon: not waiting for it where the quickest of its kind takes longer."""
-        if self.done() or self._pool.quickest_s(self._kind) > seconds:
-            return self.done()
-        return self._ended.wait(seconds) and self.done()
+        if self.done():
+            return True
+        return self._pool.quickest_s(self._kind) <= seconds and self._ended.wait(seconds) and self.done()
 
     def cancel(self) -> None:
         """Give up, from any thread; the answer is no longer wanted."""
@@ -125,7 +125,6 @@ class Call:
                     if other is not attempt:
                         other.give_up()
                 self._running = [attempt]
-                attempt.ended_at = attempt.ended_at or time.monotonic()  # its own thread may be a moment late
                 self.address = attempt.permit.endpoint.address
                 return answer
 
@@ -178,19 +177,23 @@ class Call:
 
     def _end(self, attempt: _Attempt, reply: Reply) -> None:
         """On the transport's thread: free the permit, wake who waits."""
-        attempt.ended_at = time.monotonic()
-        self._pool.release(attempt.permit, _error_of(reply), given_up=attempt.given_up)
-        self._ended.set()
+        ended_at = time.monotonic()
+        try:
+            self._pool.release(attempt.permit, _error_of(reply), given_up=attempt.given_up)
+        finally:
+            attempt.ended_at = ended_at
+            self._ended.set()
 
     def _first_ended(self) -> _Attempt:
         """Wait for an attempt to end; a second one is started when the first takes long."""
-        alone = len(self._running) == 1
-        limit_s = self._pool.straggles_after_s(self._kind) if alone else math.inf
+        limit_s = math.inf if len(self._running) > 1 else None
         while True:
             self._ended.clear()
             for attempt in self._running:
-                if attempt.reply.done():
+                if attempt.ended_at:
                     return attempt
+            if limit_s is None:
+                limit_s = self._pool.straggles_after_s(self._kind)
             patience_s = self._running[0].permit.sent_at + limit_s - time.monotonic()
             if not self._ended.wait(min(max(patience_s, 0.0), threading.TIMEOUT_MAX)):
                 limit_s = math.inf  # asked once

@@ -156,7 +156,7 @@ class GrpcTransport:
 
         def send(content: bytes) -> Any:
             left_s = max(deadline - time.monotonic(), 0.001)
-            headers = metadata(self._credentials)
+            headers = metadata(self._credentials) if self._has_secrets else None
             try:
                 return infer.future(content, timeout=left_s, metadata=headers)
             except ValueError:  # not quoted: gRPC's own text has the headers
@@ -250,7 +250,9 @@ class GrpcTransport:
     def index(self, timeout_s: float) -> tuple[Listed, ...]:
         """Every version in the server's repository, whether it can be used or not."""
         answer = self._call("RepositoryIndex", pb.RepositoryIndexRequest(), timeout_s)
-        return tuple(Listed(m.name, m.version, m.state.removeprefix("State."), m.reason) for m in answer.models)
+        return tuple(
+            Listed(m.name, m.version, m.state.removeprefix("State."), m.reason) for m in answer.models
+        )
 
     def server(self, timeout_s: float) -> str:
         """Name and version of the server's software."""
