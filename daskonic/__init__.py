@@ -28,14 +28,17 @@ if TYPE_CHECKING:
     from daskonic.model import Pending as Pending
     from daskonic.plugin import InferencePlugin as InferencePlugin
     from daskonic.plugin import current_pool as current_pool
+    from daskonic.preflight import CheckReport as CheckReport
     from daskonic.processor import TwoPhaseProcessor as TwoPhaseProcessor
     from daskonic.report import Report as Report
     from daskonic.server import LocalServer as LocalServer
     from daskonic.server import local_server as local_server
+    from daskonic.watching import progress as progress
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "CheckReport": "preflight",
     "DaskonicError": "errors",
     "Features": "features",
     "Graph": "features",
@@ -54,10 +57,12 @@ _HOMES = {
     "secondary_vertices": "constituents",
     "local_cluster": "deploy",
     "local_server": "server",
+    "progress": "watching",
     "slurm_cluster": "deploy",
 }
 
 __all__ = [
+    "CheckReport",
     "DaskonicError",
     "Features",
     "Graph",
@@ -76,6 +81,7 @@ __all__ = [
     "link_constituents",
     "local_cluster",
     "local_server",
+    "progress",
     "secondary_vertices",
     "slurm_cluster",
 ]

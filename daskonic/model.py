@@ -20,7 +20,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from daskonic import display
+from daskonic import display, ledger
 from daskonic import trim as trimming
 from daskonic.config import resolve
 from daskonic.errors import ConfigError, InferenceError, ServerError
@@ -120,17 +120,15 @@ class Model:
         return f"Model({self.name!r}{version}{where})"
 
     def _repr_html_(self) -> str:
-        servers = "those of the worker's plugin, or of Dask's configuration"
+        theirs = ("those of the worker's plugin, or of Dask's configuration",)
         facts = {
-            "servers": ", ".join(self._settings.servers) if self._settings else servers,
+            "version": self.version or "the one that the servers prefer",
+            "servers": ", ".join(self._settings.servers if self._settings else theirs),
             "features": str(self.features),
-            "outputs": ", ".join(self.outputs or ()) or "all",
-            "classes": ", ".join(self.classes or ()),
-            "batch_size": str(self.batch_size or "as the server says"),
-            "trim, on_failure": f"{self.trim}, {self.on_failure}",
+            "outputs": ", ".join(self.classes or self.outputs or ("all",)),
+            "rows a request": f"{self.batch_size:,} at most" if self.batch_size else "as many as the server takes",
         }
-        version = f"version {self.version}" if self.version else "the version that the servers prefer"
-        return display.card(f"Model {self.name}", version, display.table(facts.items()))
+        return display.card("Model", self.name, display.table(facts.items()))
 
     def __call__(self, objects: Any) -> Any:
         """Score every row.
@@ -182,18 +180,18 @@ class Model:
         n_rows: int | None = None,
         tolerance: float = 1e-5,
     ) -> CheckReport:
-        """Find out with a few events whether a run would fail or give wrong scores, and what it will cost.
+        """Find out with the first 200 events whether a run would fail or give wrong scores, and what it will cost.
 
-        Each server is asked by itself. The features are held against the model, and the same rows are scored in batches of
-        1, 7 and the largest, among other neighbours, with less padding, and in this process.
+        Each server is asked by itself, the features are held against the model, and the same rows are scored in batches
+        of 1, 7 and the largest, among other neighbours, with less padding, and in this process.
 
         Parameters
         ----------
         objects
-            As in :meth:`__call__`; the first 200 events are looked at.
+            As in :meth:`__call__`.
         reference : path, optional
-            The model as an ONNX file, or a repository with it; default is ``daskonic.fallback-repository``. Without one, nothing
-            is scored in this process.
+            The model as an ONNX file, or a repository with it, to be scored in this process; default is
+            ``daskonic.fallback-repository``.
         n_rows : int, optional
             Rows of the run, for the estimate; default is a million.
         tolerance : float
@@ -202,20 +200,20 @@ class Model:
         Returns
         -------
         CheckReport
-            Mistakes do not raise: ``report.ok`` tells whether there are any, and ``report.findings`` which.
+            Mistakes do not raise: see its ``ok`` and ``findings``.
 
         Raises
         ------
         ConfigError
             No server is named, or ``reference`` has no such model.
         """
-        from daskonic.preflight import check  # only needed here
+        from daskonic.preflight import check
 
         return check(self, objects, reference, n_rows, tolerance)
 
     def spec(self) -> ModelSpec:
         """What the servers say of the model; asked once per process."""
-        return _own_spec(self, self.pool())
+        return batched(self, self.pool().spec(self.name, self.version))
 
     def pool(self) -> Pool:
         """The pool used here and now: the model's own servers, the worker's, or the process's."""
@@ -255,7 +253,7 @@ def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -
 
 def _begin(model: Model, objects: Any, pool: Pool, claim: Claim | None) -> tuple[_Run, Rows | GraphRows]:
     """What needs the objects themselves."""
-    spec = _own_spec(model, pool)
+    spec = batched(model, pool.spec(model.name, model.version))
     report = Report(
         model=spec.name,
         model_version=spec.version,
@@ -273,7 +271,8 @@ def _begin(model: Model, objects: Any, pool: Pool, claim: Claim | None) -> tuple
 
 def _finish(run: _Run, rows: Rows | GraphRows) -> tuple[Any, Report]:
     """What needs the servers."""
-    scores = _send(run, rows, _split(run, rows))
+    with ledger.entered(run.report):
+        scores = _send(run, rows, _split(run, rows))
     run.report.model_version = run.report.model_version or scores.version
     with run.report.stage("unflatten"):
         nested = rows.unflatten(named(scores.arrays, run.model), scores.names)
@@ -398,8 +397,3 @@ class _Window:
         report.endpoints[call.address] += 1
         if call.server_s is not None:
             report.add_server_s(*call.server_s)
-
-
-def _own_spec(model: Model, pool: Pool) -> ModelSpec:
-    """The servers' description, with the batch dimension that the user declares where they do not."""
-    return batched(model, pool.spec(model.name, model.version))

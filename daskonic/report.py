@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from dask.utils import format_bytes, format_time
 
 from daskonic import display
 
-__all__ = ["STAGES", "Report"]
+__all__ = ["STAGES", "Report", "waiting_for"]
 
 STAGES = (
     "features",
@@ -25,6 +25,18 @@ STAGES = (
     "unflatten",
 )
 """Steps of the spine. ``submit`` is time without a permit, ``infer`` time without an answer."""
+
+
+SHARES_SHOWN = 3
+
+
+def waiting_for(spent_s: Mapping[str, float]) -> str:
+    """The largest shares of :meth:`Report.spent_s` in words; empty if nothing was spent."""
+    total = sum(spent_s.values())
+    if total <= 0:
+        return ""
+    largest = sorted(spent_s.items(), key=lambda part: -part[1])[:SHARES_SHOWN]
+    return "time goes to " + ", ".join(f"{name} {s / total:.0%}" for name, s in largest if s >= 0.05 * total)
 
 
 class _Stage:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import signal
+import threading
 from collections.abc import Iterable
 from typing import Any
 
 import dask.config
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, Worker, WorkerPlugin
 
 from daskonic.plugin import InferencePlugin
 
 __all__ = ["local_cluster"]
+
+
+class _Undisturbed(WorkerPlugin):
+    """Ctrl-C in a terminal or a notebook goes to all processes of its group; it is meant for the one that waits there."""
+
+    name = "daskonic-undisturbed"
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002
+        """On the main thread of a worker process; a worker in the user's own process is left as it is."""
+        if (
+            multiprocessing.parent_process() is not None
+            and threading.current_thread() is threading.main_thread()
+        ):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def local_cluster(
@@ -56,6 +73,7 @@ def local_cluster(
     )
     try:
         with Client(cluster) as client:
+            client.register_plugin(_Undisturbed())
             client.register_plugin(plugin)
     except BaseException:
         cluster.close()
