@@ -19,6 +19,7 @@ import numpy as np
 from coffea.ml_tools.helper import numpy_call_wrapper
 
 from daskonic.errors import ConfigError, InferenceError, ResponseError, SpecError
+from daskonic.features import Features
 from daskonic.model import Model
 from daskonic.pool import Pool
 from daskonic.tensors import Array, ModelSpec, TensorSpec
@@ -100,6 +101,7 @@ class triton_wrapper(numpy_call_wrapper):  # type: ignore[misc]
         self.handle = Model(
             self.model,
             self.version,
+            features=Features.plain(nan="keep"),
             servers=[f"{scheme}://{self.address}"],
             batch_size=None if batch_size < 0 else batch_size,
             trim="never",

@@ -201,9 +201,15 @@ def test_arrays_that_do_not_fit_are_a_value_error(address, case):
         wrapper.validate_numpy_input(outputs, inputs)
 
 
-def test_a_number_that_is_none_is_refused(address):
+def test_nan_is_a_missing_value_and_an_infinity_is_refused(address):
+    """As for trees; coffea sends infinities, too."""
+    x = np.ones((2, 16), np.float32)
+    x[0, 3] = np.nan
+    theirs, mine = (by(b, plain_of, address, "identity", ["Y"], {"X": x})["Y"] for b in (coffeas, ours))
+    np.testing.assert_array_equal(mine, theirs)
+    x[0, 3] = np.inf
     with pytest.raises(InputError, match="not finite"):
-        by(ours, plain_of, address, "sum", ["Y"], {"X": np.full((2, 16), np.nan)})
+        by(ours, plain_of, address, "identity", ["Y"], {"X": x})
 
 
 def test_permanent_errors_are_raised_at_once(address):

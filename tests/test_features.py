@@ -99,6 +99,26 @@ class TestFunction:
         assert tensors(features, JETS, spec(("x", "f4", (2,))))["x"].shape == (3, 2)
 
 
+def test_nan_stays_where_it_is_a_missing_value_and_is_an_error_elsewhere() -> None:
+    """An infinity never is one."""
+    values = np.array([[1, np.nan], [3, 4]], np.float32)
+    model = spec(("x", "f4", (2,)))
+    made = tensors(dk.Features(plain, nan="keep"), values, model)["x"]
+    np.testing.assert_array_equal(made, values)
+    with pytest.raises(InputError, match="not finite .* nan='keep'"):
+        tensors(dk.Features(plain), values, model)
+    with pytest.raises(InputError, match="not finite"):
+        tensors(dk.Features(plain, nan="keep"), values * np.inf, model)
+    with pytest.raises(ConfigError, match="nan is 'zero'; there are 'error' and 'keep'"):
+        dk.Features(plain, nan="zero")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="graphs with NaN are an error"):
+        dk.Features(plain, graph=dk.Graph(nodes=["x"]), nan="keep")
+
+
+def plain(values: Any) -> Any:
+    return values
+
+
 class Callable:
     """A function with a state."""
 

@@ -13,7 +13,7 @@ from daskonic.features import cmssw, weaver
 from daskonic.features.function import FunctionFeatures
 from daskonic.features.graph import Graph
 from daskonic.features.graph_features import GraphFeatures
-from daskonic.features.plan import Pad
+from daskonic.features.plan import NAN, Pad
 from daskonic.features.rows import Inputs
 from daskonic.features.variables import VariableFeatures
 from daskonic.features.variations import Variations, VariedInputs
@@ -38,6 +38,8 @@ class Features:
         ``{"x": [deta, dphi]}`` for a model that takes ``[2, length]``.
     pad : mapping of str to Pad, optional
         For the inputs that are jagged within a row.
+    nan : {"error", "keep"}
+        What becomes of NaN in an input: an error, or NaN, for a model to which it is a missing value, as to trees.
     graph : Graph, optional
         For a model without a batch dimension: which tensor has one entry for each node, edge or graph.
         Each row is then a graph, and ``n_events * var * nodes * 5 * float32`` is right for a model that takes
@@ -57,7 +59,12 @@ class Features:
     """
 
     def __init__(
-        self, function: Callable[[Any], Any], pad: Mapping[str, Pad] | None = None, graph: Graph | None = None
+        self,
+        function: Callable[[Any], Any],
+        pad: Mapping[str, Pad] | None = None,
+        graph: Graph | None = None,
+        *,
+        nan: Literal["error", "keep"] = "error",
     ) -> None:
         if not callable(function):
             raise ConfigError(
@@ -67,8 +74,14 @@ class Features:
             raise ConfigError(
                 "pad= is for rectangles and graph= for graphs, which are not padded; give one of them"
             )
+        if nan not in ("error", "keep"):
+            raise ConfigError(f"nan is {nan!r}; there are 'error' and 'keep'")
+        if nan == "keep" and graph is not None:
+            raise ConfigError("nan='keep' is for rows; graphs with NaN are an error")
         self._maker: FunctionFeatures | GraphFeatures | VariableFeatures = (
-            FunctionFeatures(function, dict(pad or {})) if graph is None else GraphFeatures(function, graph)
+            FunctionFeatures(function, dict(pad or {}), nan)
+            if graph is None
+            else GraphFeatures(function, graph)
         )
 
     @classmethod
@@ -77,7 +90,7 @@ class Features:
         path: str | os.PathLike[str],
         inputs: Mapping[str, str] | None = None,
         *,
-        nan: Literal["error", "zero"] = "error",
+        nan: Literal["error", "zero", "keep"] = "error",
     ) -> Features:
         """Features of weaver's data configuration, object by object equal to weaver's own.
 
@@ -89,7 +102,7 @@ class Features:
         inputs : mapping of str to str, optional
             Model's input name to the configuration's, where they differ by more than the prefix
             ``pf_``.
-        nan : {"error", "zero"}
+        nan : {"error", "zero", "keep"}
             Weaver fills 0 for NaN in silence; here that must be asked for.
 
         Raises
@@ -97,9 +110,9 @@ class Features:
         SpecError
             Not a data configuration, a formula with an unknown function, or a key that is not supported; names it.
         """
-        if nan not in ("error", "zero"):
-            raise ConfigError(f"nan is {nan!r}; there are 'error' and 'zero'")
-        return cls._of(VariableFeatures(weaver.load(path), dict(inputs or {}), nan_to_zero=nan == "zero"))
+        if nan not in NAN:
+            raise ConfigError(f"nan is {nan!r}; there are {', '.join(NAN)}")
+        return cls._of(VariableFeatures(weaver.load(path), dict(inputs or {}), nan))
 
     @classmethod
     def from_cmssw(cls, path: str | os.PathLike[str], inputs: Mapping[str, str] | None = None) -> Features:
@@ -120,7 +133,7 @@ class Features:
         SpecError
             Not such a file, or a key that is missing or has no meaning; names it.
         """
-        return cls._of(VariableFeatures(cmssw.load(path), dict(inputs or {}), nan_to_zero=False))
+        return cls._of(VariableFeatures(cmssw.load(path), dict(inputs or {}), "error"))
 
     @classmethod
     def ready(cls, name: str, inputs: Mapping[str, str] | None = None) -> Features:
@@ -147,7 +160,7 @@ class Features:
         config = weaver.load(there[name])
         some = tuple(dataclasses.replace(i, min_length=i.length and 1) for i in config.inputs)
         config = dataclasses.replace(config, tool="ready", path=name, inputs=some)
-        return cls._of(VariableFeatures(config, dict(inputs or {}), nan_to_zero=False))
+        return cls._of(VariableFeatures(config, dict(inputs or {}), "error"))
 
     @classmethod
     def _of(cls, maker: VariableFeatures) -> Features:
@@ -157,9 +170,9 @@ class Features:
         return features
 
     @classmethod
-    def plain(cls) -> Features:
+    def plain(cls, *, nan: Literal["error", "keep"] = "error") -> Features:
         """No features: the objects are the model's inputs already."""
-        return cls(_as_they_are)
+        return cls(_as_they_are, nan=nan)
 
     def __call__(self, objects: Any, spec: ModelSpec) -> Inputs:
         """Inputs for one call, checked against the model.

@@ -27,6 +27,7 @@ class FunctionFeatures:
 
     function: Callable[[Any], Any]
     pad: dict[str, Pad]
+    nan: str
 
     def __str__(self) -> str:
         return getattr(self.function, "__qualname__", repr(self.function))
@@ -43,7 +44,7 @@ class FunctionFeatures:
         unknown = sorted(set(self.pad) - wanted)
         if unknown:
             raise SpecError(f"pad names {', '.join(unknown)}; model {spec.name!r} takes {_names(spec)}")
-        return _FunctionInputs(objects, made, spec, self.pad)
+        return _FunctionInputs(objects, made, spec, self.pad, self.nan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class _FunctionInputs:
     made: Mapping[str, Any]
     spec: ModelSpec
     pad: dict[str, Pad]
+    nan: str
 
     def flatten(self) -> Rows:
         """Rows of all inputs, which must nest alike."""
@@ -78,7 +80,7 @@ class _FunctionInputs:
             )
             columns |= _rectangles(plans[-1], columns)
         layout = common_layout(self.objects, layouts)
-        return Rows(layout, columns, (), tuple(plans))
+        return Rows(layout, columns, (), tuple(plans), self.nan)
 
 
 def named(

@@ -12,9 +12,11 @@ from daskonic.features.buckets import Which
 from daskonic.ragged import Counts
 from daskonic.tensors import Array
 
-__all__ = ["PAD_MODES", "Block", "Column", "Pad", "Plan", "Variable", "as_dtype", "shared"]
+__all__ = ["NAN", "PAD_MODES", "Block", "Column", "Pad", "Plan", "Variable", "as_dtype", "shared"]
 
 PAD_MODES = ("constant", "wrap")
+NAN = ("error", "zero", "keep")
+"""What becomes of NaN: an error, 0 as in weaver, or NaN, which a tree model takes for a missing value."""
 
 
 @dataclass(frozen=True, slots=True)

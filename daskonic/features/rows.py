@@ -45,8 +45,8 @@ class Rows:
     steps : tuple of Formula
         Evaluated batch by batch.
     plans : tuple of Plan
-    nan_to_zero : bool
-        Whether NaN becomes 0 as in weaver, or is an error.
+    nan : {"error", "zero", "keep"}
+        What becomes of NaN.
     numbers : array of int64, [n_rows], or None
         Which rows of the layout these are; None if all of them, in order.
     """
@@ -55,7 +55,7 @@ class Rows:
     columns: Mapping[str, Column]
     steps: tuple[Formula, ...]
     plans: tuple[Plan, ...]
-    nan_to_zero: bool = False
+    nan: str = "error"
     numbers: Counts | None = None
     _offsets: dict[int, Counts] = field(default_factory=dict)
 
@@ -145,7 +145,7 @@ class Rows:
         """Some of the rows, in the order given."""
         pieces: dict[int, tuple[Counts, Counts]] = {}
         columns = {name: self._piece(column, numbers, pieces) for name, column in self.columns.items()}
-        return Rows(self.layout, columns, self.steps, self.plans, self.nan_to_zero, numbers)
+        return Rows(self.layout, columns, self.steps, self.plans, self.nan, numbers)
 
     def unflatten(self, values: Array | Mapping[str, Array], outputs: Sequence[str]) -> Any:  # noqa: ARG002
         """The nesting back around the rows; ``outputs`` are the names of the model's outputs."""
@@ -224,10 +224,10 @@ class Rows:
         return cast
 
     def _finite(self, cast: Array, values: Array, variable: Variable, plan: Plan, block: Block) -> Array:
-        """Weaver's zeros for NaN if the user wants them; otherwise an error that names the first bad row."""
-        if self.nan_to_zero:
+        """Weaver's zeros for NaN, or NaN, if the user wants them; otherwise an error that names the first bad row."""
+        if self.nan == "zero":
             cast = np.where(np.isnan(cast), cast.dtype.type(0), cast)
-        bad = ~np.isfinite(cast)
+        bad = np.isinf(cast) if self.nan == "keep" else ~np.isfinite(cast)
         if not bad.any():  # a sum of finite numbers may overflow
             return cast
         item = int(np.flatnonzero(bad)[0])
@@ -243,7 +243,8 @@ class Rows:
             f"values in {self._told(block)}, the first {value} in row {row} "
             f"(index {position}); mend the input"
             + (
-                ", or let NaN become 0 as weaver does: Features.from_weaver(..., nan='zero')"
+                ", or let NaN become 0 as weaver does, Features.from_weaver(..., nan='zero'), or stay, for a model "
+                "to which it is a missing value, Features(..., nan='keep')"
                 if np.isnan(value)
                 else ""
             )

@@ -30,15 +30,16 @@ class VariableFeatures:
 
     config: DataConfig
     aliases: dict[str, str]
-    nan_to_zero: bool
+    nan: str
 
     def __str__(self) -> str:
         return self.config.path
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all that decides on the numbers; with NaN there are either zeros or none."""
-        options = json.dumps([self.config.digest, sorted(self.aliases.items())])
+        """SHA-256 of all that decides on the numbers; with NaN there are either zeros or none, if it is not kept."""
+        kept = [self.nan] if self.nan == "keep" else []
+        options = json.dumps([self.config.digest, sorted(self.aliases.items()), *kept])
         return hashlib.sha256(options.encode()).hexdigest()
 
     def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
@@ -52,11 +53,11 @@ class VariableFeatures:
         plans = [self._plan(tensor, spec) for tensor in spec.inputs]
         wanted = {v.name: None for plan in plans for v in plan.variables}
         if not objects.fields:
-            return _VariableInputs(objects, Program({}, ()), tuple(plans), tuple(wanted), self.nan_to_zero)
+            return _VariableInputs(objects, Program({}, ()), tuple(plans), tuple(wanted), self.nan)
         svs = objects[SVS].fields if SVS in objects.fields else ()
         names = Names(objects.fields, constituent_fields(objects), svs)
         program = self._program(wanted, names)
-        return _VariableInputs(objects, program, tuple(plans), (), self.nan_to_zero)
+        return _VariableInputs(objects, program, tuple(plans), (), self.nan)
 
     def fields(
         self, jet: Collection[str], constituents: Collection[str], spec: ModelSpec | None
@@ -135,7 +136,7 @@ class _VariableInputs:
     program: Program
     plans: tuple[Plan, ...]
     empty: tuple[str, ...]
-    nan_to_zero: bool
+    nan: str
 
     def flatten(self) -> Rows:
         """Columns of all fields; formulas that look at whole lists are evaluated here, the others per batch."""
@@ -155,7 +156,7 @@ class _VariableInputs:
         self._refuse_lists(columns, later)
         needed = {n for f in later for n in f.arguments} | {v.name for p in self.plans for v in p.variables}
         columns = {name: column for name, column in columns.items() if name in needed}
-        return Rows(layout, columns, later, self.plans, self.nan_to_zero)
+        return Rows(layout, columns, later, self.plans, self.nan)
 
     def _refuse_lists(self, columns: Mapping[str, Column], later: tuple[Formula, ...]) -> None:
         """SpecError for several values of a jet where the input takes one."""

@@ -8,7 +8,6 @@ that what is the same is sent once, and what differs in one bit is a row of its 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,9 +24,10 @@ from daskonic.tensors import Array
 
 __all__ = ["DistinctRows", "Variations", "VariedInputs"]
 
-DIGEST_NBYTES = 16
-SHORT_NBYTES = 128
-"""Rows up to this size are compared as they are; of longer ones a digest of 128 bits, to hold less."""
+Words = npt.NDArray[np.uint64]
+
+MIX = np.uint64(0x9E3779B97F4A7C15)
+"""An odd number whose bits have no pattern: 2^64 over the golden ratio."""
 
 
 class Variations(Mapping[str, Any]):
@@ -138,31 +138,86 @@ def _ready(rows: Rows | GraphRows) -> Rows:
             counts = block.columns[variable.name].counts
             columns[made.name] = Column(rows.ready(variable, plan, block), counts)
         plans.append(dataclasses.replace(plan, variables=variables))
-    return Rows(rows.layout, columns, (), tuple(plans))
+    return Rows(rows.layout, columns, (), tuple(plans), rows.nan)
 
 
 def _distinct(varied: Mapping[str, Rows]) -> DistinctRows:
     """The first of each kind of row, in order, and where the rows of each variation are among them."""
     some = {name: rows for name, rows in varied.items() if len(rows)} or dict([*varied.items()][:1])
-    groups = _groups(some)
-    places: dict[str, Counts] = {name: np.empty(0, np.int64) for name in varied}
-    seen: dict[tuple[bytes, ...], int] = {}
-    first = []
-    for name, rows in some.items():
-        n_before = len(seen)
-        keys = zip(*(_pieces(rows, group) for group in groups), strict=True)
-        places[name] = np.fromiter((seen.setdefault(key, len(seen)) for key in keys), np.int64, len(rows))
-        kinds, numbers = np.unique(places[name], return_index=True)
-        first.append(rows.take(numbers[kinds >= n_before]))
-    layouts = {name: rows.layout for name, rows in varied.items()}
-    layout = Layout(len(seen), shape=(len(seen),))
+    n_rows = sum(map(len, some.values()))
+    columns, plans = _concatenated(some), next(iter(some.values())).plans
+    whole = Rows(Layout(n_rows, shape=(n_rows,)), columns, (), plans)
+    kinds, places = np.unique(_first_equal(whole), return_inverse=True)
+    ends = np.cumsum([len(rows) for rows in varied.values()])
     return DistinctRows(
-        layout, _concatenated(first, groups), (), first[0].plans, layouts=layouts, places=places
+        Layout(len(kinds), shape=(len(kinds),)),
+        whole.take(kinds).columns,
+        (),
+        plans,
+        layouts={name: rows.layout for name, rows in varied.items()},
+        places=dict(zip(varied, np.split(places, ends[:-1]), strict=True)),
     )
 
 
-def _groups(varied: Mapping[str, Rows]) -> list[list[str]]:
-    """Columns that have their counts in common in every variation."""
+def _first_equal(rows: Rows) -> Counts:
+    """For each row the number of the first one that is equal bit by bit.
+
+    Rows of equal digests are compared, so that nothing depends on how good a digest is.
+    """
+    digests = np.zeros(len(rows), np.uint64)
+    rng = np.random.default_rng(1)
+    for column in rows.columns.values():
+        digests = _mixed(digests + _digests(column, rng))
+    _, first, kind = np.unique(digests, return_index=True, return_inverse=True)
+    found: Counts = first[kind]
+    again = np.flatnonzero(found != np.arange(len(rows)))
+    other = again[_differ(rows, again, found[again])]
+    found[other] = other
+    return found
+
+
+def _digests(column: Column, rng: np.random.Generator) -> Words:
+    """A number for each row that depends on every bit of it, and on the places of its items."""
+    bits = _bits(column.values)
+    keys = rng.integers(2**63, size=bits.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+    items = _mixed(bits * keys).sum(axis=1, dtype=np.uint64)
+    if column.counts is None:
+        return items
+    ends = np.cumsum(column.counts)
+    starts = ends - column.counts
+    items = _mixed(items + (np.arange(len(items)) - np.repeat(starts, column.counts)).astype(np.uint64) * MIX)
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items)])
+    return sums[ends] - sums[starts] + column.counts.astype(np.uint64)
+
+
+def _mixed(words: Words) -> Words:
+    """Numbers in which all bits of the given ones have spread."""
+    words = (words ^ (words >> np.uint64(32))) * MIX
+    return words ^ (words >> np.uint64(29))
+
+
+def _differ(rows: Rows, one: Counts, other: Counts) -> npt.NDArray[np.bool_]:
+    """Whether rows are not equal bit by bit, pair by pair."""
+    differ = np.zeros(len(one), np.bool_)
+    for column in rows.columns.values():
+        if column.counts is not None:
+            differ |= column.counts[one] != column.counts[other]
+    alike = np.flatnonzero(~differ)
+    left, right = rows.take(one[alike]), rows.take(other[alike])
+    for name, column in left.columns.items():
+        items = (_bits(column.values) != _bits(right.columns[name].values)).any(axis=1)
+        differ[alike if column.counts is None else np.repeat(alike, column.counts)] |= items
+    return differ
+
+
+def _bits(values: Array) -> npt.NDArray[np.unsignedinteger[Any]]:
+    """Values as whole numbers, [n, numbers of each]."""
+    flat = np.ascontiguousarray(values).reshape(len(values), int(np.prod(values.shape[1:])))
+    return flat.view(f"u{values.dtype.itemsize}")
+
+
+def _concatenated(varied: Mapping[str, Rows]) -> dict[str, Column]:
+    """Columns of all rows; those that share their counts in every variation go on sharing them."""
     (name, first), *others = varied.items()
     for other, rows in others:
         if rows.plans != first.plans or _jagged(rows) != _jagged(first):
@@ -170,47 +225,21 @@ def _groups(varied: Mapping[str, Rows]) -> list[list[str]]:
                 f"variations {name!r} and {other!r} give inputs of different shapes; score them in calls of their own, or "
                 "say how inputs that are jagged within a row are padded: dk.Features(..., pad={...})"
             )
-    groups: dict[tuple[int, ...], list[str]] = {}
+    columns: dict[str, Column] = {}
+    known: dict[tuple[int, ...], Counts | None] = {}
     for column in first.columns:
-        groups.setdefault(tuple(id(r.columns[column].counts) for r in varied.values()), []).append(column)
-    return list(groups.values())
+        parts = [rows.columns[column] for rows in varied.values()]
+        key = tuple(id(part.counts) for part in parts)
+        if key not in known:
+            jagged = [part.counts for part in parts if part.counts is not None]
+            known[key] = np.concatenate(jagged) if jagged else None
+        columns[column] = Column(np.concatenate([part.values for part in parts]), known[key])
+    return columns
 
 
 def _jagged(rows: Rows) -> list[bool]:
     """Which columns are."""
     return [column.counts is not None for column in rows.columns.values()]
-
-
-def _pieces(rows: Rows, names: Sequence[str]) -> Iterator[bytes]:
-    """For each row the bytes, or their digest, of columns with the same counts."""
-    columns = [rows.columns[name] for name in names]
-    raw = [
-        np.ascontiguousarray(c.values).reshape(len(c.values), int(np.prod(c.values.shape[1:]))).view(np.uint8)
-        for c in columns
-    ]
-    items = np.concatenate(raw, axis=1)
-    counts = columns[0].counts
-    ends = np.arange(1, len(items) + 1) if counts is None else np.cumsum(counts)
-    text, start = items.tobytes(), 0
-    for end in (ends * items.shape[1]).tolist():
-        piece = text[start:end]
-        start = end
-        yield (
-            piece
-            if len(piece) <= SHORT_NBYTES
-            else hashlib.blake2b(piece, digest_size=DIGEST_NBYTES).digest()
-        )
-
-
-def _concatenated(rows: Sequence[Rows], groups: Sequence[Sequence[str]]) -> dict[str, Column]:
-    """Columns of all these rows, those of a group with one array of counts."""
-    columns = {}
-    for names in groups:
-        parts = [r.columns[names[0]].counts for r in rows]
-        counts = None if parts[0] is None else np.concatenate([c for c in parts if c is not None])
-        for name in names:
-            columns[name] = Column(np.concatenate([r.columns[name].values for r in rows]), counts)
-    return columns
 
 
 def _taken(values: Array | Mapping[str, Array], places: Counts) -> Array | dict[str, Array]:
