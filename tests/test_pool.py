@@ -79,6 +79,23 @@ def test_answers(make_pool):
     assert (stats.requests_total, stats.retries_total, stats.in_flight, stats.waiting) == (1, 0, 0, 0)
 
 
+def test_an_answer_gives_its_permit_back_first(make_pool, monkeypatch):
+    """Whoever has an answer finds the place of its request free, however slowly that is given back."""
+    pool = make_pool()
+    release = pool.release
+
+    def slowly(*arguments, **options):
+        time.sleep(0.03)
+        release(*arguments, **options)
+
+    monkeypatch.setattr(pool, "release", slowly)
+    for i in range(5):
+        call = send(pool, i)
+        time.sleep(0.01)  # answered meanwhile
+        call.infer()
+        assert pool.stats().in_flight == 0
+
+
 def test_window_bounds_requests_in_flight(make_pool):
     """However many threads send, no endpoint has more than the window under way."""
     pool = make_pool(delay_s=0.01, window=3)
