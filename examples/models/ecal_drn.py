@@ -33,23 +33,18 @@ FAR = 1.0e9
 def network() -> onnx.ModelProto:
     """Hits of two detectors, and two numbers of each photon, to energy, resolution and more."""
     net = Network(seed=12)
-    ecal, flag, gain = (
-        net.input("xECAL__0", ["hits", 5]),
-        net.input("fECAL__1", ["hits"], np.int64),
-        net.input("gain__2", ["hits"], np.int64),
-    )
-    preshower, plane = net.input("xES__3", ["es_hits", 4]), net.input("fES__4", ["es_hits"], np.int64)
+    ecal = net.input("xECAL__0", ["hits", 5])
+    flag = net.input("fECAL__1", ["hits"], np.int64)
+    gain = net.input("gain__2", ["hits"], np.int64)
+    preshower = net.input("xES__3", ["es_hits", 4])
+    plane = net.input("fES__4", ["es_hits"], np.int64)
     photon = net.input("graph_x__5", ["photons", 2])
     of_hit = net.input("xECAL_batch__6", ["hits"], np.int64)
     of_es_hit = net.input("xES_batch__7", ["es_hits"], np.int64)
-    categories = [net.embedding(flag, 4, 4), net.embedding(gain, 4, 4)]
-    pooled = [
-        reduction(net, ecal, op.concat([ecal, *categories], axis=1), of_hit, photon),
-        reduction(
-            net, preshower, op.concat([preshower, net.embedding(plane, 3, 4)], axis=1), of_es_hit, photon
-        ),
-    ]
-    x = op.concat([*pooled, photon], axis=1)
+    x = op.concat([ecal, net.embedding(flag, 4, 4), net.embedding(gain, 4, 4)], axis=1)
+    y = op.concat([preshower, net.embedding(plane, 3, 4)], axis=1)
+    x, y = reduction(net, ecal, x, of_hit, photon), reduction(net, preshower, y, of_es_hit, photon)
+    x = op.concat([x, y, photon], axis=1)
     x = net.dense(net.dense(x, HIDDEN, "elu"), HIDDEN // 2, "elu")
     net.output("combined_output__0", net.dense(x, 11))
     return net.model()
@@ -62,11 +57,9 @@ def reduction(net: Network, hits: Var, x: Var, of: Var, photon: Var) -> Var:
     near, weight = nearest(op.slice(hits, op.const([0]), op.const([3]), op.const([1])), of)
     for _ in range(2):
         x = edge_convolution(net, x, near, weight)
-    lowest = op.const(
-        np.full((1, HIDDEN), -1, np.float32)
-    )  # the lower bound of ELU, for photons without hits
-    lowest = op.expand(lowest, op.concat([op.shape(photon, end=1), op.const([1])], axis=0))
-    return op.scatter_nd(lowest, op.unsqueeze(of, op.const([1])), x, reduction="max")
+    lowest = np.full((1, HIDDEN), -1, np.float32)  # the lower bound of ELU, for photons without hits
+    start = op.expand(op.const(lowest), op.concat([op.shape(photon, end=1), op.const([1])], axis=0))
+    return op.scatter_nd(start, op.unsqueeze(of, op.const([1])), x, reduction="max")
 
 
 def nearest(positions: Var, of: Var) -> tuple[Var, Var]:

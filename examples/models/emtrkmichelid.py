@@ -42,28 +42,19 @@ def network() -> onnx.ModelProto:
 
 def inputs(hits: Any) -> dict[str, Any]:
     """Around each hit, the charge of all hits of its plane."""
-    return {
-        "main_input": hit_patches(hits.wire, hits.time, hits.charge, shape=(WIRES, SAMPLES), size=48)[
-            ..., np.newaxis
-        ]
-    }
+    patches = hit_patches(hits.wire, hits.time, hits.charge, shape=(WIRES, SAMPLES), size=48)
+    return {"main_input": patches[..., np.newaxis]}
 
 
 def sample(rng: Generator, n_planes: int) -> ak.Array:
     """Planes with straight tracks: ``n_planes * var * hit``."""
     counts = rng.integers(20, 60, n_planes)
-    slope, wire, time = (
-        rng.normal(0, 2, n_planes),
-        rng.integers(0, 400, n_planes),
-        rng.integers(0, 600, n_planes),
-    )
-    step = ak.local_index(ak.Array(np.split(np.zeros(counts.sum()), np.cumsum(counts)[:-1])))
-    hits = {
-        "wire": (wire + step) % WIRES,
-        "time": (time + ak.values_astype(slope * step, np.int64)) % SAMPLES,
-        "charge": ak.unflatten(rng.gamma(2.0, 0.5, counts.sum()).astype(np.float32), counts),
-    }
-    return ak.zip(hits)
+    charge = ak.unflatten(rng.gamma(2.0, 0.5, counts.sum()).astype(np.float32), counts)
+    step, slope = ak.local_index(charge), rng.normal(0, 2, n_planes)
+    first_wire, first_time = rng.integers(0, WIRES, n_planes), rng.integers(0, SAMPLES, n_planes)
+    wire = (first_wire + step) % WIRES
+    time = (first_time + ak.values_astype(slope * step, np.int64)) % SAMPLES
+    return ak.zip({"wire": wire, "time": time, "charge": charge})
 
 
 EMTRKMICHELID = Served(

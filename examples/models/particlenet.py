@@ -36,13 +36,10 @@ def network(n_pf: int, classes: int) -> onnx.ModelProto:
     net = Network(seed=5)
     clouds = []
     for collection, n, first in (("pf", n_pf, 0), ("sv", N_SV, 3)):
-        dims = {"points": 2, "features": n, "mask": 1}
-        clouds.append(
-            [
-                net.input(f"{collection}_{what}__{first + i}", ["batch", width, f"n_{collection}"])
-                for i, (what, width) in enumerate(dims.items())
-            ]
-        )
+        cloud = []
+        for i, (what, width) in enumerate((("points", 2), ("features", n), ("mask", 1))):
+            cloud.append(net.input(f"{collection}_{what}__{first + i}", ["batch", width, f"n_{collection}"]))
+        clouds.append(cloud)
     points = op.concat([points for points, _, _ in clouds], axis=2)
     mask = op.concat([mask for _, _, mask in clouds], axis=2)
     padding = op.mul(op.sub(number(1), mask), number(FAR))

@@ -32,9 +32,8 @@ def network() -> onnx.ModelProto:
     features = net.input("pf_features", ["batch", 17, "particles"])
     momenta = net.input("pf_vectors", ["batch", 4, "particles"])
     mask = net.input("pf_mask", ["batch", 1, "particles"])
-    ignore = op.unsqueeze(
-        op.mul(op.sub(number(1), mask), number(NEVER)), op.const([1])
-    )  # batch, 1, 1, particles
+    padding = op.mul(op.sub(number(1), mask), number(NEVER))
+    ignore = op.unsqueeze(padding, op.const([1]))  # batch, 1, 1, particles
     x = op.transpose(net.batch_norm(features), perm=[0, 2, 1])
     for width in (128, 512, WIDTH):
         x = net.dense(net.layer_norm(x), width, "gelu")

@@ -65,10 +65,8 @@ def voxels(cell: Var, event: Var) -> tuple[Var, Var]:
 
 def mean(x: Var, voxel: Var, neighbours: Var) -> Var:
     """Mean features of the hits in each voxel."""
-    index, shape = (
-        op.unsqueeze(voxel, op.const([1])),
-        op.concat([op.shape(neighbours, end=1), op.const([1])], axis=0),
-    )
+    index = op.unsqueeze(voxel, op.const([1]))
+    shape = op.concat([op.shape(neighbours, end=1), op.const([1])], axis=0)
     ones = op.cast(op.greater_or_equal(index, op.const(0)), to=np.float32)
     sums = []
     for values in (x, ones):
