@@ -268,3 +268,12 @@ def test_the_only_input_is_the_model_s_whatever_its_name(tmp_path: Path) -> None
     jets = make_jets(20)
     made = ours(path, jets, spec({"input__0": (2,)}))["input__0"]
     np.testing.assert_array_equal(made[:, 0], ak.flatten(jets.jet_pt))
+
+
+def test_inputs_numbered_as_triton_s_pytorch_backend_wants_them_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "two.yaml"
+    path.write_text("inputs: {pf_x: {length: null, vars: [jet_pt]}, other: {length: null, vars: [jet_eta]}}")
+    jets = make_jets(20)
+    made = ours(path, jets, spec({"x__0": (1,), "other__1": (1,)}))
+    np.testing.assert_array_equal(made["x__0"][:, 0], ak.flatten(jets.jet_pt))
+    np.testing.assert_array_equal(made["other__1"][:, 0], ak.flatten(jets.jet_eta))

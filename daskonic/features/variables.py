@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -81,10 +82,10 @@ class VariableFeatures:
     def _input(self, tensor: TensorSpec, spec: ModelSpec) -> ConfigInput:
         """The configuration's input for one of the model's."""
         inputs = {i.name: i for i in self.config.inputs}
+        bare = re.sub(r"__\d+$", "", tensor.name)  # Triton's PyTorch backend numbers its inputs so
         for name in (
             self.aliases.get(tensor.name, tensor.name),
-            f"pf_{tensor.name}",
-            tensor.name.removeprefix("pf_"),
+            *(form for own in (tensor.name, bare) for form in (own, f"pf_{own}", own.removeprefix("pf_"))),
         ):
             if name in inputs:
                 return inputs[name]
