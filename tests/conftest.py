@@ -6,6 +6,7 @@ import os
 import threading
 import time
 
+import faults
 import pytest
 from fault_proxy import FaultProxy
 from faults import BATCH, ROWS, FaultyServer, assert_right, connections, eventually, jagged, write_faulty
@@ -14,6 +15,20 @@ from weaver_inputs import import_weaver
 
 import daskonic as dk
 from daskonic import plugin
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seeds", type=int, help="runs of each fault, each at another moment")
+
+
+def pytest_configure(config):
+    if config.option.seeds:  # before tests import them
+        faults.SEEDS = faults.FEW = faults.RESTARTS = config.option.seeds
+
+
+def pytest_generate_tests(metafunc):
+    if "moment" in metafunc.fixturenames:
+        metafunc.parametrize("moment", range(metafunc.config.option.seeds or 1))
 
 
 @pytest.fixture(scope="session")

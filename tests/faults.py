@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -13,12 +14,15 @@ from pathlib import Path
 
 import awkward as ak
 import numpy as np
+from distributed import Worker
 from triton_models import write_model
 
 import daskonic as dk
 from daskonic.pool.breaker import BACKOFF_LONGEST_S
 
-SEEDS = 20
+SEEDS, FEW, RESTARTS = 20, 6, 2
+"""Runs of each fault, each with the fault at another moment: of cheap ones, of those that take seconds, of servers that
+start again. ``pytest --seeds N`` sets all three, and runs those N times that run once otherwise."""
 ROWS, BATCH = 320, 8
 BATCHES = ROWS // BATCH
 BIG_ROWS, BIG_BATCH = 256, 32
@@ -207,3 +211,13 @@ def connections(addresses) -> int:
     tables = [Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     fields = [line.split() for table in tables for line in table]
     return sum(f[2].rpartition(":")[2] in ports and f[3] == "01" for f in fields)
+
+
+def run_worker(scheduler: str) -> None:
+    """The main function of a worker process."""
+
+    async def run():
+        async with Worker(scheduler, nthreads=1, memory_limit=0) as worker:
+            await worker.finished()
+
+    asyncio.run(run())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import random
 import re
 import signal
@@ -19,6 +18,8 @@ from faults import (
     BIG_BATCH,
     BIG_BATCHES,
     BIG_ROWS,
+    FEW,
+    RESTARTS,
     ROWS,
     SEEDS,
     WIDE,
@@ -42,9 +43,6 @@ from daskonic.errors import (
     UnavailableError,
 )
 from daskonic.tensors import Request
-
-RESTARTS = int(os.environ.get("DASKONIC_TEST_RESTARTS", "2"))
-"""Restarts of a real server in each test of them; each takes seconds."""
 
 
 @pytest.fixture
@@ -87,23 +85,23 @@ def test_server_killed_or_stopped_and_restarted(pair, make_model, quiet_s, numbe
     losses.check()
 
 
-def test_the_only_server_restarted(pair, make_model, quiet_s):
+def test_the_only_server_restarted(pair, make_model, quiet_s, moment):
     """With one server, a run waits for it to come back and goes on."""
     model, losses, jets = make_model("sum", pair[:1]), Losses(quiet_s), jagged(0, ROWS)
-    scores, spent_s, outage_s = struck(model, jets, 0, lambda: pair[0].restart(signal.SIGKILL))
+    scores, spent_s, outage_s = struck(model, jets, moment, lambda: pair[0].restart(signal.SIGKILL))
     assert_right(scores, jets)
     losses.add(spent_s, outage_s)
     losses.check()
 
 
 @pytest.mark.parametrize("shared_memory", ["auto", "never"])
-def test_server_restarted_under_large_requests(pair, make_model, shared_memory):
+def test_server_restarted_under_large_requests(pair, make_model, shared_memory, moment):
     """In shared memory, of which a server that comes back knows nothing, and on the wire: every row arrives."""
     model, jets = (
         make_model("wide", pair[:1], BIG_BATCH, shared_memory=shared_memory),
         jagged(0, BIG_ROWS, WIDE),
     )
-    scores, _, _ = struck(model, jets, 0, lambda: pair[0].restart(signal.SIGKILL), batches=BIG_BATCHES)
+    scores, _, _ = struck(model, jets, moment, lambda: pair[0].restart(signal.SIGKILL), batches=BIG_BATCHES)
     assert_right(scores, jets, "wide")
 
 
@@ -121,7 +119,7 @@ def test_server_hangs(pair, make_model, quiet_s):
 def test_server_hangs_with_requests_in_its_memory(pair, make_model):
     """What a frozen server may still read is not overwritten by the next request."""
     model = make_model("wide", pair[:1], BIG_BATCH, attempt_timeout="0.3 s")
-    for seed in range(SEEDS // 3):
+    for seed in range(FEW):
         jets, batches = jagged(seed, BIG_ROWS, WIDE), BIG_BATCHES
         scores, _, _ = struck(model, jets, seed, lambda: pair[0].freeze(0.4), batches=batches)
         assert_right(scores, jets, "wide")
@@ -133,7 +131,7 @@ def test_server_that_ends_connections_by_age(tmp_path, make_model):
     server = FaultyServer(tmp_path, "--grpc-max-connection-age=150", "--grpc-max-connection-age-grace=50")
     with FaultProxy(server.address) as proxy:
         model = make_model("sum", [proxy])
-        for seed in range(SEEDS // 2):
+        for seed in range(FEW):
             assert_right(model(jagged(seed, ROWS)), jagged(seed, ROWS))
         assert proxy.connections_total > 1
     server.stop()
@@ -142,7 +140,7 @@ def test_server_that_ends_connections_by_age(tmp_path, make_model):
 def test_model_unloaded(pair, make_model, quiet_s):
     """A model that is unloaded at one server, then at all for a while, is awaited."""
     model, losses = make_model("sum", pair), Losses(quiet_s)
-    for seed in range(3):
+    for seed in range(FEW // 2):
         jets = jagged(seed, ROWS)
         away = pair if seed % 2 else pair[:1]
 
@@ -159,7 +157,7 @@ def test_model_unloaded(pair, make_model, quiet_s):
 
 
 @pytest.mark.parametrize("how", ["load", "restart"])
-def test_model_replaced(pair, mended, make_model, how):
+def test_model_replaced(pair, mended, make_model, how, moment):
     """Another version takes the place of the model: never scores of two versions in one answer, but an error, and soon."""
     model = make_model("sum", pair)
 
@@ -173,14 +171,14 @@ def test_model_replaced(pair, mended, make_model, how):
             else:
                 server.restart(signal.SIGKILL)
 
-    strike = Strike(model, 20, replace)
+    strike = Strike(model, 20 + moment, replace)
     with pytest.raises((ServerError, ModelNotFoundError), match="version") as caught:
         score_for_ever(model)
     assert not isinstance(caught.value, DeadlineError)
     strike.join()
 
 
-def test_rolling_update(pair, mended, make_model):
+def test_rolling_update(pair, mended, make_model, moment):
     """Another version takes the model's place at one server: the run goes on at the other, and both serve their other models."""
     model, wide = make_model("sum", pair), make_model("wide", pair)
     wide(jagged(0, 8 * BATCH, WIDE))
@@ -192,7 +190,7 @@ def test_rolling_update(pair, mended, make_model):
         pair[0].load("sum")
 
     jets = jagged(0, ROWS)
-    scores, _, _ = struck(model, jets, 0, update)
+    scores, _, _ = struck(model, jets, moment, update)
     assert_right(scores, jets)
     alone, others = pair[1].executed("sum")[0], pair[0].executed("wide")[0]
     for seed in range(3):
@@ -228,11 +226,11 @@ def test_requests_for_a_model_that_is_gone_come_slowly(pair, mended, make_model)
     assert 0 < retries <= 8 * 10
 
 
-def test_model_process_crashed(pair, mended, make_model):
+def test_model_process_crashed(pair, mended, make_model, moment):
     """At one server the model's process dies and stays dead: the other one serves. At both: an error that says so."""
     model = make_model("sum", pair, timeout="3 s")
     jets = jagged(0, ROWS)
-    scores, _, _ = struck(model, jets, 0, lambda: pair[0].fault("crash"))
+    scores, _, _ = struck(model, jets, moment, lambda: pair[0].fault("crash"))
     assert_right(scores, jets)
     for seed in range(1, 3):
         assert_right(model(jagged(seed, ROWS)), jagged(seed, ROWS))
@@ -244,10 +242,10 @@ def test_model_process_crashed(pair, mended, make_model):
 
 
 @pytest.mark.parametrize("fault", ["rows", "columns"])
-def test_wrong_shape_from_the_server(pair, mended, make_model, fault):
+def test_wrong_shape_from_the_server(pair, mended, make_model, fault, moment):
     """A server that begins to answer in another shape gives an error at once, and no scores."""
     model = make_model("sum", pair)
-    strike = Strike(model, 5, lambda: pair[0].fault(fault))
+    strike = Strike(model, 5 + moment, lambda: pair[0].fault(fault))
     with pytest.raises((ResponseError, InferenceError), match="Y"):
         score_for_ever(model)
     strike.join()
@@ -255,14 +253,14 @@ def test_wrong_shape_from_the_server(pair, mended, make_model, fault):
     assert_right(model(jagged(0, ROWS)), jagged(0, ROWS))
 
 
-def test_queue_full(pair, make_model):
+def test_queue_full(pair, make_model, moment):
     """32 tasks at once against a queue of 4: none is lost, and once the window is found few are turned away."""
     model = make_model("short", pair[:1], 16)
     results = {}
 
     def task(i):
         for j in range(2):
-            jets = jagged(2 * i + j, 40)
+            jets = jagged(64 * moment + 2 * i + j, 40)
             results[i, j] = model(jets), jets
 
     threads = [threading.Thread(target=task, args=(i,)) for i in range(32)]
