@@ -99,3 +99,40 @@ def doctor(ctx: click.Context, repository: Path, cores: int | None, as_json: boo
         if not findings:
             console.print(f"nothing is wrong in {escape(str(repository))}")
     ctx.exit(1 if findings else 0)
+
+
+@models.command()
+@click.argument("onnx_path", metavar="FILE.onnx", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--inputs", required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="A .npz of real inputs, by the model's names.")  # fmt: skip
+@click.option("--tolerance", type=click.FloatRange(0), required=True,
+              help="Largest difference of outputs of a variant that is kept, absolute plus relative.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print the variants as a JSON list.")
+def variants(onnx_path: Path, folder: Path, inputs: Path, tolerance: float, as_json: bool) -> None:
+    """Make an optimised, a half-precision and an 8-bit variant of an ONNX file in FOLDER.
+
+    Each is compared with the original on real inputs; one that differs too much is not kept.
+    """
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from daskonic.server.variants import make_variants
+
+    with np.load(inputs) as arrays:
+        made = make_variants(onnx_path, folder, dict(arrays), tolerance=tolerance)
+    if as_json:
+        click.echo(json.dumps([asdict(v) | {"path": v.path and str(v.path)} for v in made]))
+        return
+    table = Table("variant", "bytes", "difference", "speed", "", box=None)
+    for v in made:
+        nbytes, difference = (f"{v.nbytes:,}" if v.nbytes else "", _number(v.difference, ".2g"))
+        kept = v.path.name if v.path else f"not kept: {v.why_not}"
+        table.add_row(v.kind, nbytes, difference, _number(v.speed, ".2f"), kept)
+    Console(soft_wrap=True).print(table)
+
+
+def _number(value: float | None, form: str) -> str:
+    """A number, or nothing."""
+    return "" if value is None else format(value, form)
