@@ -59,7 +59,7 @@ def test_peers(tmp_path):
 def test_native(tmp_path):
     """All clients but the C++ one, which has to be fetched, do the same requests."""
     rows, _ = run("bench_native", tmp_path, "--cases", "1MB", "8kB", "--seconds", 0.02, "--without-native")
-    clients = ["daskonic", "in Dask", "shm", "grpcio", "sync", "async"]
+    clients = ["daskonic", "shm", "grpcio", "sync", "async", "in Dask"]
     assert [(r["request"], r["client"]) for r in rows] == [
         (request, client) for request in ("1MB x 4", "8kB x 16") for client in clients
     ]
@@ -76,3 +76,13 @@ def test_models(tmp_path):
     ]  # fmt: skip
     assert all(r["of tolerance"] < 1 for r in rows)
     assert "| `point_voxel` | nx4, nx3, n | nx1, nx3 | 200,100 | 40 events |" in table
+
+
+def test_processor(tmp_path):
+    """Every form on the cluster that is asked for, with the accumulators of the form without inference."""
+    rows, _ = run(
+        "bench_processor", tmp_path,
+        "--chunks", 6, "--cpu-ms", 2, "--wait-ms", 10, "--at-once", 2, "--clusters", "user's",
+    )  # fmt: skip
+    assert [r["form"] for r in rows] == ["none", "sync", "two-phase", "blocking"]
+    assert [r["target"] for r in rows] == [None, 0.85, 0.93, None]

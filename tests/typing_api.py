@@ -66,3 +66,18 @@ def wrong() -> None:
     dk.Model(3)  # type: ignore[arg-type]
     dk.Features.from_weaver("pn.yaml", nan="skip")  # type: ignore[arg-type]
     dk.Modell("pn")  # type: ignore[attr-defined]
+
+
+class TwoModels(dk.TwoPhaseProcessor):
+    """Scores of two models in one coffea processor."""
+
+    def __init__(self, first: dk.Model, second: dk.Model) -> None:
+        self.first, self.second = first, second
+
+    def acquire(self, events: Any) -> dict[str, dk.Pending]:
+        """Both in flight."""
+        return {"first": self.first.submit(events.FatJet), "second": self.second.submit(events.FatJet)}
+
+    def produce(self, events: Any, scores: Any) -> dict[str, Any]:
+        """Scores by name."""
+        return {events.metadata["dataset"]: scores["first"]}
