@@ -118,6 +118,13 @@ def test_batch_dimension_without_the_file(tmp_path):
     assert (found.model, found.rule) == ("a", "batch-dimension")
 
 
+def test_a_file_that_only_triton_reads(tmp_path):
+    """The rules that need no file are applied all the same."""
+    folder = write(tmp_path, "max_batch_size: 50000000 ")
+    (folder / "1" / "model.onnx").write_bytes(b"encrypted, or of another kind")
+    assert rules(tmp_path) == ["batch-size"]
+
+
 def test_what_cannot_be_read(tmp_path):
     """A mistake in the file, no file, no repository."""
     folder = write(tmp_path, "")

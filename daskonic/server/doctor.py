@@ -5,6 +5,7 @@ Each rule is a function that tells what it finds in an entry; :data:`RULES` list
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -91,11 +92,12 @@ class Entry:
 
     @cached_property
     def file_dims(self) -> dict[str, tuple[int, ...]]:
-        """Dimensions that the newest ONNX file has for each tensor; empty where there is none."""
+        """Dimensions that the newest ONNX file has for each tensor; empty where none can be read."""
         for version in reversed(self.versions):
             path = self.folder / str(version) / "model.onnx"
             if path.is_file():
-                return read_dims(path)
+                with contextlib.suppress(InputError):  # strings, say, which only the native backend takes
+                    return read_dims(path)
         return {}
 
     def finding(self, rule: str, what: str, remedy: str) -> Finding:
