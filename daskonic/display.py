@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 __all__ = ["bar", "card", "shares", "table"]
@@ -18,6 +18,9 @@ CELL = (
 FAINT = "opacity:.65"
 COLOURS = ("#3b8ec2", "#e0912f", "#2a9d78", "#b565a7", "#c4553d", "#8a8a3a", "#6f7fd0", "#7d7d7d")
 """Of middle brightness, so that they are seen on white and on black, and told apart by the colour-blind."""
+
+MARKS = {"✓": "#2a9d78", "!": "#e0912f", "✗": "#c4553d"}
+"""What a name may begin with, and its colour."""
 
 
 def card(title: str, about: str, *parts: str) -> str:
@@ -43,7 +46,8 @@ def table(rows: Iterable[tuple[object, ...]], header: tuple[str, ...] = ()) -> s
             continue
         name, *values = (escape(str(value)) for value in row)
         cells = "".join(f"<td style='{CELL}'>{value}</td>" for value in values)
-        style = CELL if header else f"{CELL};{FAINT};white-space:nowrap"
+        how = f"color:{MARKS[name[0]]}" if name[:1] in MARKS else FAINT
+        style = CELL if header else f"{CELL};{how};white-space:nowrap"
         lines.append(f"<td style='{style}'>{name}</td>{cells}")
     body = "".join(f"<tr style='background:none'>{line}</tr>" for line in lines if line)
     return (
@@ -62,16 +66,23 @@ def bar(done: float, text: str) -> str:
     )
 
 
-def shares(parts: Mapping[str, float]) -> str:
-    """Shares of a whole as one coloured strip with its legend; those below half a percent are left out."""
+def shares(parts: Mapping[str, float], among: Sequence[str]) -> str:
+    """Shares of a whole as one coloured strip with its legend; those below half a percent are left out.
+
+    Parameters
+    ----------
+    parts : mapping of str to float
+    among : sequence of str
+        All names that there may be, so that each always has the same colour.
+    """
     total = sum(parts.values())
     if total <= 0:
         return ""
     shown = [
-        (name, value / total, colour)
-        for (name, value), colour in zip(parts.items(), _colours(), strict=False)
+        (name, value / total, COLOURS[among.index(name) % len(COLOURS)])
+        for name, value in parts.items()
+        if value >= 0.005 * total
     ]
-    shown = [part for part in shown if part[1] >= 0.005]
     strip = "".join(f"<div style='flex:{share:.4f};background:{colour}'></div>" for _, share, colour in shown)
     legend = "".join(
         f"<span style='margin-right:1em;white-space:nowrap'>"
@@ -80,12 +91,6 @@ def shares(parts: Mapping[str, float]) -> str:
         for name, share, colour in shown
     )
     return (
-        f"<div style='display:flex;height:.7em;border-radius:4px;overflow:hidden;width:28em;max-width:100%'>{strip}</div>"
-        f"<div style='max-width:40em'>{legend}</div>"
+        "<div style='display:flex;height:.7em;border-radius:4px;overflow:hidden;width:28em;max-width:100%'>"
+        f"{strip}</div><div style='max-width:40em'>{legend}</div>"
     )
-
-
-def _colours() -> Iterable[str]:
-    """The palette, again from its beginning where there are more parts."""
-    while True:
-        yield from COLOURS

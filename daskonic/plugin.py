@@ -21,6 +21,7 @@ from typing import Any
 from distributed import Reschedule, Worker, WorkerPlugin, get_worker, secede
 from distributed.threadpoolexecutor import thread_state
 
+from daskonic import display
 from daskonic.config import Settings, resolve
 from daskonic.pool import Claim, Pool, Share
 from daskonic.sharing import Shareholder
@@ -70,6 +71,23 @@ class InferencePlugin(WorkerPlugin):
 
     def __repr__(self) -> str:
         return f"InferencePlugin(servers={list(self.settings.servers)})"
+
+    def _repr_html_(self) -> str:
+        settings = self.settings
+        facts = {
+            "servers": ", ".join(settings.servers),
+            "used by a worker": f"{min(settings.endpoints_per_worker, len(settings.servers))} of {len(settings.servers)}",
+            "requests in flight": "found from the answers"
+            if settings.window is None
+            else f"{settings.window} a server",
+            "timeout": f"{settings.timeout_s:g} s",
+            "without servers": {
+                "inprocess": "ONNX Runtime in the worker",
+                "server": "a Triton on the node",
+            }.get(settings.fallback, "an error"),
+            "proves who we are": "by token or header" if settings.credentials.has_secrets else "",
+        }
+        return display.card("InferencePlugin", "on every worker, late ones too", display.table(facts.items()))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"settings": self.settings}

@@ -11,7 +11,7 @@ from dask.utils import format_bytes, format_time
 
 from daskonic import display
 
-__all__ = ["STAGES", "Report", "waiting_for"]
+__all__ = ["SHARES", "STAGES", "Report", "waiting_for"]
 
 STAGES = (
     "features",
@@ -26,6 +26,18 @@ STAGES = (
 )
 """Steps of the spine. ``submit`` is time without a permit, ``infer`` time without an answer."""
 
+
+SHARES = (
+    "features",
+    "full servers",
+    "server queue",
+    "server compute",
+    "network",
+    "servers",
+    "reading",
+    "writing",
+)
+"""What the time of a run goes into."""
 
 SHARES_SHOWN = 3
 
@@ -177,7 +189,9 @@ class Report:
     def _repr_html_(self) -> str:
         spent_s = self.spent_s()
         about = f"{self.rows:,} rows in {format_time(sum(spent_s.values()))} of worker threads"
-        return display.card(self.title, about, display.shares(spent_s), display.table(self.facts()[1:]))
+        return display.card(
+            self.title, about, display.shares(spent_s, SHARES), display.table(self.facts()[1:])
+        )
 
     def move(self, seconds: float, start: str, to: str) -> None:
         """Count time to another step than the one it was spent in."""

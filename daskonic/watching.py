@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from daskonic import display, ledger
-from daskonic.report import Report, waiting_for
+from daskonic.report import SHARES, Report, waiting_for
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -92,11 +92,16 @@ class _Look:
     spent_s: dict[str, float]
     silent_s: float
 
-    def __str__(self) -> str:
+    @property
+    def account(self) -> str:
+        """Rows and rate."""
         rows = f"{self.rows:,}" + (f" of {self.total:,}" if self.total else "") + " rows"
         if self.rows < self.total and self.silent_s > SILENT_S:
             return f"{rows}, no new score for {self.silent_s:.0f} s"
-        return ", ".join(filter(None, (rows, f"{self.rows_per_s:,.0f} rows/s", waiting_for(self.spent_s))))
+        return f"{rows}, {self.rows_per_s:,.0f} rows/s"
+
+    def __str__(self) -> str:
+        return ", ".join(filter(None, (self.account, waiting_for(self.spent_s))))
 
 
 class _Seen:
@@ -182,7 +187,7 @@ def _html(look: _Look, seconds: float) -> str:
     """A card with a bar."""
     done = look.rows / look.total if look.total else 0.0
     return display.card(
-        "Scoring", f"{seconds:.0f} s", display.bar(done, str(look)), display.shares(look.spent_s)
+        "Scoring", f"{seconds:.0f} s", display.bar(done, look.account), display.shares(look.spent_s, SHARES)
     )
 
 

@@ -24,6 +24,16 @@ def a_model(jets: Any) -> None:
     assert_type(features.labels, tuple[str, ...])
 
 
+def a_check(client: Client, jets: Any) -> int:
+    """Before a run, and while it is under way."""
+    report = dk.Model("pn").check(jets, "model.onnx", n_rows=10_000, tolerance=1e-4)
+    assert_type(report, dk.CheckReport)
+    assert_type(report.ok, bool)
+    with dk.progress(client, total=10_000):
+        client.submit(dk.Model("pn"), jets).result()
+    return len(report.findings)
+
+
 def a_function() -> dk.Features:
     """Features of one's own."""
     return dk.Features(lambda jets: {"x": [jets.pt, jets.eta]}, pad={"x": dk.Pad(64, mode="wrap")})

@@ -59,10 +59,12 @@ def interrupts_ignored() -> Iterator[None]:
 
 @contextmanager
 def progress_bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr with jets per second and the time left; nothing where stderr is a file."""
+    """A bar on stderr with jets per second, the time left and where time goes; nothing where stderr is a file."""
     from rich.console import Console
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
+
+    from daskonic.report import waiting_for
 
     console = Console(stderr=True)
     columns = (
@@ -71,9 +73,10 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
         TaskProgressColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[waiting]}"),
     )
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("tagging", total=None, rate="")
+        task = bar.add_task("tagging", total=None, rate="", waiting="")
         begin: list[float] = []
 
         def advance(progress: Progress) -> None:
@@ -82,7 +85,10 @@ def progress_bar() -> Iterator[Callable[[Progress], None]]:
                 begin.append(time.monotonic())
             rate = progress.rows / max(time.monotonic() - begin[0], 1e-3)
             text = f"{rate:,.0f} jets/s" if progress.rows else ""
-            bar.update(task, completed=progress.events, total=progress.events_total, rate=text)
+            waiting = waiting_for(progress.report.spent_s())
+            bar.update(
+                task, completed=progress.events, total=progress.events_total, rate=text, waiting=waiting
+            )
 
         yield advance
 
@@ -101,7 +107,7 @@ def facts_of(summary: Summary, seconds: float) -> dict[str, Any]:
         "partitions_computed": summary.computed,
         "jets_computed": summary.computed_rows,
         "seconds": round(seconds, 3),
-        "jets_per_s": round(_rate(summary), 1),
+        "jets_per_s": round(summary.rows_per_s, 1),
         "requests": report.requests,
         "retries": report.retries,
         "jets_cut": report.cut,
@@ -121,20 +127,9 @@ def print_summary(summary: Summary, seconds: float, more: Mapping[str, str] | No
     from rich.table import Table
 
     report = summary.report
-    earlier = summary.partitions - summary.computed
     table = Table(show_header=False, box=None, padding=(0, 2))
     for name, value in (
-        ("scores", f"{summary.output}/scores"),
-        ("model", f"{summary.model}, version {summary.model_version}"),
-        ("columns", ", ".join(summary.columns)),
-        (
-            "files",
-            f"{summary.files:,} in {summary.partitions:,} partitions"
-            + (f", {earlier:,} done before" if earlier else ""),
-        ),
-        ("events", f"{summary.events:,}"),
-        ("jets", f"{summary.rows:,}"),
-        ("rate", f"{_rate(summary):,.0f} jets/s" if summary.computed else "nothing was left to do"),
+        *summary.facts(),
         (
             "time",
             f"{summary.seconds:.1f} s, and {max(seconds - summary.seconds, 0):.1f} s for the Dask cluster",
@@ -175,8 +170,3 @@ def _stages(summary: Summary) -> list[tuple[str, float]]:
 
     spent = summary.report.stages_s
     return [(name, spent[name]) for name in ("events", *STAGES, "write") if name in spent]
-
-
-def _rate(summary: Summary) -> float:
-    """Jets per second of wall time that this run scored."""
-    return summary.computed_rows / summary.seconds if summary.seconds > 0 else 0.0

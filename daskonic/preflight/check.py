@@ -93,8 +93,10 @@ def check(
             path, scored, outputs, lambda of: _fits_file(model, objects, of, report), tolerance, report
         )
     if report.differences:
-        ways = (f"{what} {apart:.1g}" if apart else f"{what} 0" for what, apart in report.differences.items())
-        report.passed["scores"] = f"largest differences: {'; '.join(ways)}"
+        ways = (
+            f"{what}: {apart:.1g}" if apart else f"{what}: 0" for what, apart in report.differences.items()
+        )
+        report.passed["scores"] = f"largest differences, {'; '.join(ways)}"
     if report.ok and scored is not None and spec is not None:
         _estimate(model, objects, spec, scored, n_rows or ROWS, report)
     return report

@@ -88,10 +88,9 @@ def ask_all(settings: Settings, model: str, version: str, report: CheckReport) -
     found = [server for _, server in asked if server is not None]
     if found:
         _compare(found, report)
-        which = (
-            "answers and has" if len(settings.servers) == 1 else f"of {len(settings.servers)} answer and have"
+        report.passed["servers"] = (
+            f"{len(found)} of {len(settings.servers)} can be used, version {found[0].spec.version} of the model"
         )
-        report.passed["servers"] = f"{len(found)} {which} the model, version {found[0].spec.version}"
     return found
 
 

@@ -46,6 +46,9 @@ CHUNK_SIZE = 5_000
 TASKS_PER_THREAD = 3
 """Tasks that a worker thread has or awaits: enough to be never idle, and few futures for any number of partitions."""
 
+LATEST = 20
+"""Partitions that progress tells where their time went."""
+
 PACKAGES = ("daskonic", "dask", "distributed", "numpy", "awkward", "uproot", "pyarrow", "tritonclient")
 
 
@@ -206,7 +209,7 @@ class _Run:
         """Report progress."""
         if self._progress is not None:
             done, n = len(self.records), len(self.todo)
-            self._progress(Progress(self._events, self._total, self._rows, done, n))
+            self._progress(Progress(self._events, self._total, self._rows, done, n, self.report(LATEST)))
 
     def refuse_failed(self) -> None:
         """InputError for the partitions that could not be read."""
@@ -216,8 +219,8 @@ class _Run:
             done = f"{len(self.records)} of {len(self.todo)} partitions are done"
             raise InputError(f"{named}{more} ({done})")
 
-    def report(self) -> Report:
-        """Account of all tasks of this run."""
+    def report(self, latest: int = 0) -> Report:
+        """Account of all tasks of this run, or of some that came last."""
         return Report.merge(
             Report(
                 rows=r.rows,
@@ -234,7 +237,7 @@ class _Run:
                 stages_s=r.stages_s,
                 server_s=r.server_s,
             )
-            for r in self.fresh
+            for r in self.fresh[-latest:]
         )
 
     def facts(self, seconds: float) -> dict[str, Any]:
