@@ -332,3 +332,23 @@ def test_a_straggler_is_asked_for_elsewhere(make_pool):
     assert call.attempts == 2
     assert pool.stats().hedges_total == 1
     assert pool.stats().retries_total == 0
+
+
+def test_an_outage_is_told_once(make_pool, caplog):
+    """However many requests notice it, one line says that an endpoint is away, and one that it is back."""
+    pool = make_pool(2)
+    answer(send(pool))
+    with caplog.at_level("WARNING", logger="daskonic"):
+        pool.transports[0].failures = [UnavailableError("gone")] * 5
+        until = time.monotonic() + 20
+        while (
+            pool.transports[0].failures or not pool.stats().endpoints[0].healthy
+        ) and time.monotonic() < until:
+            answer(send(pool))
+        back = len(pool.transports[0].rows)
+        while len(pool.transports[0].rows) == back and time.monotonic() < until:
+            answer(send(pool))
+    assert [r.message for r in caplog.records] == [
+        "host0:1 is away, its requests go elsewhere or wait: gone",
+        "host0:1 is back",
+    ]

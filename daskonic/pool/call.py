@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -26,11 +27,12 @@ from daskonic.transport import Reply, Transport
 if TYPE_CHECKING:
     from daskonic.pool.pool import Pool
 
-__all__ = ["Call"]
+__all__ = ["Call", "job_left_s"]
 
 logger = logging.getLogger(__name__)
 request_logger = logging.getLogger("daskonic.requests")
 
+JOB_MARGIN_S = 30.0
 SLOWER_ATTEMPTS = 4
 """Failed attempts after which the pause before the next one grows no more."""
 
@@ -224,7 +226,7 @@ class Call:
             raise type(error)(f"{error} ({tried}){before}") from error
         if not isinstance(error, DeadlineError):  # which tells nothing new at the deadline
             self._reason = str(error)
-        logger.warning("attempt %s of a request failed, trying again: %s", self.attempts, error)
+        request_logger.debug("attempt %s failed, trying again: %s", self.attempts, error)
         self._pool.count_retry()
         if self.attempts > 1 and not isinstance(error, OverloadedError):
             next_s = permit.sent_at + full_jitter(min(self.attempts, SLOWER_ATTEMPTS)) - time.monotonic()
@@ -301,3 +303,12 @@ def _error_of(reply: Reply) -> DaskonicError | None:
     except Exception as error:  # noqa: BLE001 - a transport's own defect must not lose the permit
         return ServerError(repr(error))
     return None
+
+
+def job_left_s() -> float:
+    """Time until the batch system ends this worker, less what a task needs to end in order; infinite if nobody says."""
+    try:
+        end_s = float(os.environ["SLURM_JOB_END_TIME"])
+    except (KeyError, ValueError):
+        return math.inf
+    return max(end_s - time.time() - JOB_MARGIN_S, 0.0)

@@ -11,7 +11,7 @@ from daskonic.lock import Lock
 from daskonic.tensors import ModelSpec
 from daskonic.transport import Transport
 
-__all__ = ["described", "read_lock"]
+__all__ = ["described", "read_lock", "worst"]
 
 logger = logging.getLogger(__name__)
 
@@ -72,3 +72,11 @@ def read_lock(text: str) -> Lock:
         return Lock.from_text(text)
     except (ValueError, KeyError, TypeError, zlib.error) as error:
         raise ConfigError("daskonic.locks has a file that daskonic lock did not write") from error
+
+
+def worst(errors: list[DaskonicError]) -> DaskonicError:
+    """One error for several endpoints: a permanent one explains more than one that may pass."""
+    first = min(errors, key=lambda e: e.retryable)
+    if len(errors) == 1:
+        return first
+    return type(first)("; ".join(str(e) for e in errors))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import platform
 import random
@@ -31,10 +30,10 @@ from daskonic.errors import (
     UnavailableError,
 )
 from daskonic.pool.balancer import Balancer, Permit
-from daskonic.pool.call import Call
+from daskonic.pool.call import Call, job_left_s
 from daskonic.pool.check import refuse_disagreement
 from daskonic.pool.claim import Claim
-from daskonic.pool.contact import described, read_lock
+from daskonic.pool.contact import described, read_lock, worst
 from daskonic.pool.endpoint import Endpoint, ModelKey
 from daskonic.pool.fallback import fallback_endpoint
 from daskonic.pool.share import Share
@@ -51,7 +50,6 @@ logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.2
 ACCOUNT_EVERY_S = 10.0
-JOB_MARGIN_S = 30.0
 
 
 class Pool:
@@ -128,7 +126,7 @@ class Pool:
 
     def submit(self, request: Request, spec: ModelSpec, key: ModelKey, claim: Claim | None = None) -> Call:
         """Send a request as soon as there is a permit, and return while it is under way."""
-        call = Call(self, request, spec, key, time.monotonic() + min(self.settings.timeout_s, _job_left_s()))
+        call = Call(self, request, spec, key, time.monotonic() + min(self.settings.timeout_s, job_left_s()))
         if claim is not None:
             claim.add(call)
         call.send()
@@ -205,7 +203,7 @@ class Pool:
             if is_lacking and self.is_elsewhere(key) and time.monotonic() < deadline:
                 continue  # other endpoints have not been asked yet
             if not may_pass or time.monotonic() >= deadline:
-                raise _worst(failures)
+                raise worst(failures)
             time.sleep(RETRY_PAUSE_S)
 
     def ask(self, endpoint: Endpoint, key: ModelKey, version: str, timeout_s: float) -> DaskonicError | None:
@@ -220,9 +218,10 @@ class Pool:
                 endpoint.lost(key, time.monotonic(), is_missing=isinstance(error, ModelNotFoundError))
             return error
         except DaskonicError as error:
-            logger.warning("%s does not describe model %s: %s", endpoint.address, key[0], error)
             with self._condition:
+                openings = endpoint.breaker.openings
                 endpoint.breaker.failed(time.monotonic())
+            _tell_health(endpoint, openings, error)
             return error
         return None
 
@@ -287,19 +286,20 @@ class Pool:
     def release(self, permit: Permit, error: DaskonicError | None, *, given_up: bool = False) -> None:
         """An attempt ended: its permit is free, and the endpoint's health is known better."""
         with self._condition:
-            now = time.monotonic()
+            now, openings = time.monotonic(), permit.endpoint.breaker.openings
             self._balancer.ended(permit, now, error, given_up=given_up)
             # under the lock: nobody may get a permit for one of them in between
             idle = [e.detach() for e in self._balancer.idle(now)]
             self._condition.notify_all()
+        _tell_health(permit.endpoint, openings, error)
         if self._share is not None:
             self._share.wake(but=self.wake)
         if permit.endpoint is self._fallback and isinstance(error, UnavailableError):
             # the process that had the node's server has ended: find it anew
             idle.append(permit.endpoint.detach())
-        for transport in idle:
-            if transport is not None:
-                transport.close()
+        connections = [transport for transport in idle if transport is not None]
+        if connections:  # closing may ask a server that hangs, and this is the transport's thread
+            threading.Thread(target=_close, args=(connections,), name="daskonic-close", daemon=True).start()
 
     def _tell_fallback(self, endpoint: Endpoint) -> None:
         """Say when calls go on without servers, and when they are back."""
@@ -383,18 +383,15 @@ class Pool:
             raise ServerError("the pool of connections is closed (worker or plugin shut down)")
 
 
-def _job_left_s() -> float:
-    """Time until the batch system ends this worker, less what a task needs to end in order; infinite if nobody says."""
-    try:
-        end_s = float(os.environ["SLURM_JOB_END_TIME"])
-    except (KeyError, ValueError):
-        return math.inf
-    return max(end_s - time.time() - JOB_MARGIN_S, 0.0)
+def _close(connections: list[Transport]) -> None:
+    """Of endpoints that are out of use."""
+    for transport in connections:
+        transport.close()
 
 
-def _worst(errors: list[DaskonicError]) -> DaskonicError:
-    """One error for several endpoints: a permanent one explains more than one that may pass."""
-    first = min(errors, key=lambda e: e.retryable)
-    if len(errors) == 1:
-        return first
-    return type(first)("; ".join(str(e) for e in errors))
+def _tell_health(endpoint: Endpoint, openings: int, error: DaskonicError | None) -> None:
+    """One line when an endpoint goes away, and one when it is back, however many requests notice it."""
+    if endpoint.breaker.openings and not openings:
+        logger.warning("%s is away, its requests go elsewhere or wait: %s", endpoint.address, error)
+    elif openings and not endpoint.breaker.openings:
+        logger.warning("%s is back", endpoint.address)
