@@ -275,24 +275,26 @@ def measure(args: argparse.Namespace) -> list[Row]:
     with ExitStack() as stack:
         server = stack.enter_context(serve([Served("sink", "sink", LENGTH, at_once=args.instances)]))
         address = server.address
-        cluster = stack.enter_context(dk.local_cluster(1, servers=[address], threads_per_worker=1))
-        client = stack.enter_context(Client(cluster))
-
-        def in_dask(case: Case) -> Rate:
-            return client.submit(by_daskonic, address, case, args.seconds, pure=False).result()
 
         def alone(measured: Callable[..., Rate]) -> Callable[[Case], Rate]:
             process = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+            process.submit(
+                os.getpid
+            ).result()  # begun before Dask sets its malloc variable for all later children
             return lambda case: process.submit(measured, address, case, args.seconds).result()
 
         who: dict[str, Callable[[Case], Rate]] = {
             "daskonic": alone(by_daskonic),
-            "in Dask": in_dask,
             "shm": alone(functools.partial(by_daskonic, memory="auto")),
             "grpcio": alone(by_grpcio),
             "sync": alone(by_tritonclient_sync),
             "async": alone(by_tritonclient_async),
         }
+        cluster = stack.enter_context(dk.local_cluster(1, servers=[address], threads_per_worker=1))
+        client = stack.enter_context(Client(cluster))
+        who["in Dask"] = lambda case: client.submit(
+            by_daskonic, address, case, args.seconds, pure=False
+        ).result()
         if native is not None:
             who["c++"] = lambda case: by_perf_analyzer(*native, address, case, args.seconds)
         seen: dict[tuple[str, str], list[Rate]] = {(c.name, name): [] for c in cases for name in who}
