@@ -23,6 +23,7 @@ __all__ = ["KFold", "PendingFolds"]
 
 Indices = npt.NDArray[np.int64]
 Folds = int | tuple[int, ...]
+Declared = Mapping[Any, Model]  # of Folds; a Mapping's keys are invariant, and dict[int, Model] shall do
 
 
 class KFold:
@@ -62,8 +63,8 @@ class KFold:
         self,
         fold: Callable[[Any], Any],
         *,
-        trained_on: Mapping[Folds, Model] | None = None,
-        held_out: Mapping[Folds, Model] | None = None,
+        trained_on: Declared | None = None,
+        held_out: Declared | None = None,
     ) -> None:
         if (trained_on is None) == (held_out is None):
             raise ConfigError(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import daskonic as dk
 from daskonic.config import resolve
 from daskonic.errors import ConfigError, InferenceError, InputError, SpecError
+from daskonic.features import variations
 from daskonic.model import _score
 from daskonic.pool import Pool
 from daskonic.tensors import ModelSpec, TensorSpec
@@ -131,6 +132,35 @@ def test_jets_with_constituents(nominal, changed):
     }
     assert report.rows == len(distinct)
     assert report.rows + report.saved == 2 * number
+    model.close()
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    events=st.lists(
+        st.lists(st.lists(st.tuples(VALUES, VALUES), max_size=3), max_size=3), min_size=1, max_size=4
+    ),
+    length=st.sampled_from([None, 8]),
+)
+def test_rows_of_equal_digests_are_told_apart(events, length):
+    """Even if the digest were the same for all rows, only those that are equal bit by bit have one score."""
+    model = Counting(length)
+    if length is None:
+        arrays = [np.array([row for jet in event for row in jet], "f4").reshape(-1, 2) for event in events]
+    else:
+        shape = ak.Array([[{"a": np.float32(0), "b": np.float32(0)}]])
+        arrays = [
+            ak.values_astype(
+                ak.concatenate([shape, [[{"a": a, "b": b} for a, b in jet] for jet in event]]), "f4"
+            )[1:]
+            for event in events
+        ]
+    varied = {f"v{i}": array for i, array in enumerate(arrays)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variations, "_digests", lambda column, rng: np.uint64(0))
+        together, _ = model(dk.Variations(varied))
+    for name, array in varied.items():
+        same(together[name], model(array)[0])
     model.close()
 
 

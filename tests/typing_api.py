@@ -48,6 +48,18 @@ def a_configuration(events: Any) -> Any:
     return dk.Model("pn", features=features)(jets)
 
 
+def folds_and_variations(jets: Any, up: Any, events: Any) -> Any:
+    """Models of several folds as one, and systematic variations in one call."""
+    even, odd = dk.Model("m", version=1), dk.Model("m", version=2)
+    tagger = dk.KFold(lambda events: events.event % 2, trained_on={0: even, 1: odd})
+    models = {k: dk.Model(f"m{k}") for k in range(5)}
+    five = dk.KFold(lambda number: number % 5, held_out=models)
+    three = dk.KFold(lambda number: number % 3, trained_on={(0, 1): even, (1, 2): odd})
+    assert_type(tagger.submit(jets, events).report, dk.Report)
+    variations = dk.Variations({"nominal": jets}, jes_up=up)
+    return five(variations, events)["jes_up"], three(jets, events), even(variations)
+
+
 def a_graph(jets: Any) -> Any:
     """Nodes and edges for a model without a batch dimension; rows sent in full length."""
     graph = dk.Graph(nodes=["x"], edges=["e"], graphs=["y"], index={"e": "nodes"}, batch={"batch": "nodes"})

@@ -180,20 +180,22 @@ def _digests(column: Column, rng: np.random.Generator) -> Words:
     """A number for each row that depends on every bit of it, and on the places of its items."""
     bits = _bits(column.values)
     keys = rng.integers(2**63, size=bits.shape[1], dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-    items = _mixed(bits * keys).sum(axis=1, dtype=np.uint64)
+    items: Words = _mixed(bits * keys).sum(axis=1, dtype=np.uint64)
     if column.counts is None:
         return items
     ends = np.cumsum(column.counts)
     starts = ends - column.counts
     items = _mixed(items + (np.arange(len(items)) - np.repeat(starts, column.counts)).astype(np.uint64) * MIX)
     sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(items)])
-    return sums[ends] - sums[starts] + column.counts.astype(np.uint64)
+    digests: Words = sums[ends] - sums[starts] + column.counts.astype(np.uint64)
+    return digests
 
 
 def _mixed(words: Words) -> Words:
     """Numbers in which all bits of the given ones have spread."""
-    words = (words ^ (words >> np.uint64(32))) * MIX
-    return words ^ (words >> np.uint64(29))
+    mixed: Words = (words ^ (words >> np.uint64(32))) * MIX
+    mixed ^= mixed >> np.uint64(29)
+    return mixed
 
 
 def _differ(rows: Rows, one: Counts, other: Counts) -> npt.NDArray[np.bool_]:
@@ -206,7 +208,8 @@ def _differ(rows: Rows, one: Counts, other: Counts) -> npt.NDArray[np.bool_]:
     left, right = rows.take(one[alike]), rows.take(other[alike])
     for name, column in left.columns.items():
         items = (_bits(column.values) != _bits(right.columns[name].values)).any(axis=1)
-        differ[alike if column.counts is None else np.repeat(alike, column.counts)] |= items
+        of = alike if column.counts is None else np.repeat(alike, column.counts)
+        differ[of[items]] = True
     return differ
 
 
