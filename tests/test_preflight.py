@@ -189,7 +189,7 @@ def test_transposition(models, jets):
 
 
 def test_transposition_that_only_the_file_tells(models, jets):
-    """A server may leave all dimensions open; the ONNX file does not."""
+    """A server may leave all dimensions open; the model's file, which does not, is looked at in the same way."""
     spec = ModelSpec("m", "1", (TensorSpec("X", np.dtype("f4"), (16, 2)),), (), 8)
     features = dk.Features(lambda x: {"X": np.zeros((len(x), 2, 16), "f4")})
     with pytest.raises(dk.DaskonicError) as caught:

@@ -25,6 +25,7 @@ DTYPES = ("float64", "int64", "bool")
 """What can be cast to one of them was made in a dtype of its kind."""
 
 RANKS = range(5)
+ALIKE: tuple[Kind, ...] = ("transposed", "dtype", "shape")
 NAN_ADVICE = "; look at these objects, or select them away before they are scored"
 
 
@@ -61,15 +62,7 @@ def diagnosed(
 ) -> Iterator[tuple[Kind, str]]:
     """What would have to be another thing for the features to fit, input by input; else the error as it is."""
     found = [cure for t in spec.inputs if (cure := _cure(features, objects, spec, t)) is not None]
-    if found:
-        yield from found
-        return
-    together = [
-        (kind, f"{'; '.join(str(t) for t in spec.inputs)}: {error}")
-        for kind in ("transposed", "dtype", "shape")
-        if _all_changed(features, objects, spec, kind)
-    ]
-    yield together[0] if together else (_stage(features, objects, spec), str(error))  # type: ignore[misc]
+    yield from found or _alike(features, objects, spec) or [(_stage(features, objects, spec), str(error))]
 
 
 def _cure(features: Features, objects: Any, spec: ModelSpec, tensor: TensorSpec) -> tuple[Kind, str] | None:
@@ -99,15 +92,15 @@ def _changes(tensor: TensorSpec) -> Iterator[tuple[Kind, TensorSpec]]:
             yield "rank", dataclasses.replace(tensor, shape=(ANY,) * rank)
 
 
-def _all_changed(features: Features, objects: Any, spec: ModelSpec, kind: str) -> bool:
-    """Whether the same change of all inputs makes the features fit."""
-    changed = [[other for k, other in _changes(t) if k == kind] or [t] for t in spec.inputs]
-    return any(
-        _fit(
-            features, objects, dataclasses.replace(spec, inputs=tuple(c[min(i, len(c) - 1)] for c in changed))
-        )
-        for i in range(max(map(len, changed)))
-    )
+def _alike(features: Features, objects: Any, spec: ModelSpec) -> list[tuple[Kind, str]]:
+    """The same mistake in all inputs, such as channels that come last."""
+    for kind in ALIKE:
+        changed = [next((other for k, other in _changes(t) if k == kind), t) for t in spec.inputs]
+        tensors = _fit(features, objects, dataclasses.replace(spec, inputs=tuple(changed)))
+        if tensors:
+            wrong = (t for t, other in zip(spec.inputs, changed, strict=True) if other is not t)
+            return [(kind, _told(kind, t, tensors[t.name], spec)) for t in wrong]
+    return []
 
 
 def _fit(features: Features, objects: Any, spec: ModelSpec) -> dict[str, Array]:

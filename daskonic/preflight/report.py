@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -135,8 +136,10 @@ class CheckReport:
             self.findings.sort(key=lambda f: not f.fatal)
 
     def facts(self) -> dict[str, Any]:
-        """Everything, for a script."""
-        return dataclasses.asdict(self) | {"ok": self.ok, "exit_code": self.exit_code}
+        """Everything, for a script; None for a difference that is no number."""
+        differences = {what: d if math.isfinite(d) else None for what, d in self.differences.items()}
+        told = {"ok": self.ok, "exit_code": self.exit_code, "differences": differences}
+        return dataclasses.asdict(self) | told
 
     def lines(self) -> Iterator[tuple[str, str, str]]:
         """Mark, what, and text of each line, for whoever shows them."""

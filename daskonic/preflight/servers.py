@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal
 
-from daskonic.config import Settings, target_of
+from daskonic.config import Settings, host_of, target_of
 from daskonic.errors import (
     ConfigError,
     DaskonicError,
@@ -190,8 +190,10 @@ def _gated(address: str) -> str:
 
 def _knock(address: str) -> Answer:
     """What is behind an address with which there is no gRPC connection."""
-    host, _, port = target_of(address).rpartition(":")
-    place = host.strip("[]"), int(port)
+    host, port = host_of(address), target_of(address).rpartition(":")[2]
+    if not host:  # a Unix socket
+        return "closed"
+    place = host, int(port)
     for answer, ask in _QUESTIONS.items():
         try:
             with socket.create_connection(place, PROBE_S) as connection:
