@@ -13,6 +13,9 @@ from daskonic.transport import Transport
 
 __all__ = ["described", "read_lock", "worst"]
 
+TOLD = 10
+"""Of many endpoints' errors so many are quoted."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -79,4 +82,5 @@ def worst(errors: list[DaskonicError]) -> DaskonicError:
     first = min(errors, key=lambda e: e.retryable)
     if len(errors) == 1:
         return first
-    return type(first)("; ".join(str(e) for e in errors))
+    more = f"; and {len(errors) - TOLD} more say such things" if len(errors) > TOLD else ""
+    return type(first)("; ".join(str(e) for e in errors[:TOLD]) + more)

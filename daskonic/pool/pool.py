@@ -184,6 +184,7 @@ class Pool:
     def _first_contact(self, model: str, version: str) -> ModelSpec:
         """Ask every endpoint for the model until one answers."""
         key, deadline = (model, version), time.monotonic() + self.settings.connect_timeout_s
+        said: dict[str, DaskonicError] = {}
         while True:
             with self._condition:
                 asked = sorted(self._balancer.active(time.monotonic(), key), key=lambda e: e.address)
@@ -197,13 +198,14 @@ class Pool:
                 refuse_disagreement(list(found.values()), list(found))
                 return next(iter(found.values()))
             failures = [e for e in errors if e is not None]
+            said |= {e.address: error for e, error in zip(asked, errors, strict=True) if error is not None}
             self._refuse_closed()
             may_pass = any(e.retryable or isinstance(e, DeadlineError) for e in failures)
             is_lacking = all(isinstance(e, ModelNotFoundError) for e in failures)
             if is_lacking and self.is_elsewhere(key) and time.monotonic() < deadline:
                 continue  # other endpoints have not been asked yet
             if not may_pass or time.monotonic() >= deadline:
-                raise worst(failures)
+                raise worst(list(said.values()))
             time.sleep(RETRY_PAUSE_S)
 
     def ask(self, endpoint: Endpoint, key: ModelKey, version: str, timeout_s: float) -> DaskonicError | None:
