@@ -86,3 +86,15 @@ def test_processor(tmp_path):
     )  # fmt: skip
     assert [r["form"] for r in rows] == ["none", "sync", "two-phase", "blocking"]
     assert [r["target"] for r in rows] == [None, 0.85, 0.93, None]
+
+
+def test_fair(tmp_path):
+    """Two processes that know nothing of each other get the same from one server, and the window found is a good one."""
+    rows, _ = run(
+        "bench_fair", tmp_path,
+        "--models-ms", 50, "--windows", 2, "--seconds", 2, "--warm-s", 15, "--shared", "m50",
+    )  # fmt: skip
+    alone, together = rows
+    assert alone["default_to_best"]["median"] >= 0.9
+    assert together["jain"]["median"] >= 0.95
+    assert together["of_capacity"]["median"] >= 0.8
