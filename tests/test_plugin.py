@@ -160,3 +160,24 @@ def test_a_worker_of_one_thread_is_busy_while_tasks_wait(tmp_path):
     assert all(right for *_, right in done)
     assert 2 < max(alive for alive, *_ in done) <= 1 + 4 + 1
     assert max(computing for _, computing, _ in done) == 1
+
+
+LOCK = threading.Lock()
+
+
+def locked_task(model, i):
+    with LOCK:
+        return bool((model(np.full((2, 3), i, np.float32)) == i).all())
+
+
+def test_tasks_that_hold_a_lock_while_they_wait_end(tmp_path):
+    """The one that holds it goes on beside the one that has the only thread and waits for it."""
+    write_model(tmp_path, "slow", kind="sleep", seconds=0.1)
+    with (
+        dk.local_server(tmp_path) as server,
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(dk.InferencePlugin([server.address]))
+        done = client.map(locked_task, [dk.Model("slow")] * 4, range(4), pure=False)
+        assert client.gather(done) == [True] * 4
