@@ -193,11 +193,11 @@ def test_closed_port():
     [
         ("UNAVAILABLE", "Exceeds maximum queue size", errors.OverloadedError),
         ("UNAVAILABLE", "Request timeout expired", errors.OverloadedError),
-        ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", errors.UnavailableError),
+        ("NOT_FOUND", "Request for unknown model: 'm' has no available versions", errors.NotReadyError),
         ("UNAVAILABLE", "Server exiting", errors.UnavailableError),
         ("UNAVAILABLE", "failed to connect to all addresses", errors.UnavailableError),
         ("UNAVAILABLE", "Stream removed (Socket closed)", errors.UnavailableError),
-        ("INTERNAL", "Stub process 'm_0_0' is not healthy.", errors.UnavailableError),
+        ("INTERNAL", "Stub process 'm_0_0' is not healthy.", errors.NotReadyError),
         ("INTERNAL", "Failed to process the request(s) for model 'm'", errors.InferenceError),
         ("INVALID_ARGUMENT", "inference request batch-size must be <= 64", errors.InferenceError),
         ("NOT_FOUND", "Request for unknown model: 'm' is not found", errors.ModelNotFoundError),

@@ -36,7 +36,8 @@ __all__ = [
 Trouble = Literal["tls", "token", "not ready", "gate", "connection", "other"]
 
 OVERLOAD = ("exceeds maximum queue size", "request timeout expired")
-DRAINING = ("has no available versions", "is not at ready state", "server exiting")
+NOT_READY = ("has no available versions", "is not at ready state")
+EXITING = "server exiting"
 BROKEN_INSTANCE = ("stub process", "is not healthy")
 OTHER_PROTOCOL = ("trying to connect an http1.x server", "unexpected http", "failed parsing http/2")
 TOO_LARGE = ("larger than max",)
@@ -119,7 +120,7 @@ def trouble(error: DaskonicError) -> Trouble:
         return "token"
     if any(words in text for words, _ in TLS) or CLOSED_TLS in str(error):
         return "tls"
-    if any(words in text for words in DRAINING) or all(words in text for words in BROKEN_INSTANCE):
+    if any(words in text for words in (*NOT_READY, EXITING)) or all(words in text for words in BROKEN_INSTANCE):
         return "not ready"
     if code == "CANCELLED":  # not by us: the gate of a site that is full
         return "gate"
@@ -149,8 +150,10 @@ def _classify(code: grpc.StatusCode, text: str, *, tls: bool) -> tuple[type[Dask
     status = grpc.StatusCode
     if any(words in text for words in OVERLOAD):
         return OverloadedError, "the server's queue is full"
-    if any(words in text for words in DRAINING):
+    if any(words in text for words in NOT_READY):
         return NotReadyError, "the model is being loaded, unloaded or replaced, or the server is stopping"
+    if EXITING in text:
+        return UnavailableError, "the server is stopping"
     if all(words in text for words in BROKEN_INSTANCE):
         return NotReadyError, "the model's process on the server has died"
     if any(words in text for words in OTHER_PROTOCOL):
