@@ -35,6 +35,19 @@ EVENTS_PER_TASK = 5_000
 SCHEDULER_TIMEOUT = "10 s"
 
 
+def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001
+    """``key=value`` as a mapping, values read as YAML where that is a number or a list, times left as they are."""
+    import yaml
+
+    options: dict[str, Any] = {}
+    for text in values:
+        key, is_pair, value = text.partition("=")
+        if not (is_pair and key):
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        options[key.replace("-", "_")] = value if ":" in value else yaml.safe_load(value)
+    return options
+
+
 @click.command()
 @click.argument("files", nargs=-1, required=True)
 @model_options
@@ -54,6 +67,21 @@ SCHEDULER_TIMEOUT = "10 s"
     type=click.IntRange(1),
     metavar="N",
     help="Worker processes of the cluster on this machine  [default: one for each core].",
+)
+@click.option(
+    "--cluster",
+    "batch",
+    metavar="NAME",
+    help="Workers as batch jobs: slurm, htcondor, or a preset in daskonic.sites of Dask's configuration.",
+)
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="Jobs of --cluster  [default: 1].")
+@click.option(
+    "--job-option",
+    "job_options",
+    callback=_options,
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Parameter of dk.slurm_cluster or dk.htcondor_cluster, as in walltime=02:00:00; can be repeated.",
 )
 @click.option(
     "--chunk-size",
@@ -80,6 +108,9 @@ def tag(
     output: str,
     scheduler: str | None,
     workers: int | None,
+    batch: str | None,
+    jobs: int | None,
+    job_options: dict[str, Any],
     as_json: bool,
     jets: str,
     chunk_size: int,
@@ -101,7 +132,10 @@ def tag(
     model = _model(plugin, files, **of_model)
     begin = time.monotonic()
     try:
-        with _client(plugin, scheduler, workers) as client, progress_bar() as progress:
+        with (
+            _client(plugin, scheduler, workers, batch, jobs, job_options) as client,
+            progress_bar() as progress,
+        ):
             summary = run.tag(
                 files,
                 model,
@@ -158,15 +192,27 @@ def _model(
 
 
 @contextmanager
-def _client(plugin: InferencePlugin, scheduler: str | None, workers: int | None) -> Iterator[Client]:
+def _client(
+    plugin: InferencePlugin,
+    scheduler: str | None,
+    workers: int | None,
+    batch: str | None,
+    jobs: int | None,
+    job_options: dict[str, Any],
+) -> Iterator[Client]:
     """A client of the scheduler named, or of a cluster that lives as long as the command."""
     from distributed import Client
 
-    from daskonic.deploy import local_cluster
+    from daskonic.deploy import cluster_named, local_cluster
 
+    if sum(given is not None for given in (scheduler, workers, batch)) > 1:
+        raise ConfigError(
+            "--scheduler (a cluster that exists), --workers (one on this machine) and --cluster (batch jobs) "
+            "exclude each other"
+        )
+    if (jobs is not None or job_options) and batch is None:
+        raise ConfigError("--jobs and --job-option are for --cluster, such as --cluster slurm")
     if scheduler is not None:
-        if workers is not None:
-            raise ConfigError("--workers is for the cluster on this machine; that of --scheduler has its own")
         try:
             client = Client(scheduler, timeout=SCHEDULER_TIMEOUT)  # type: ignore[no-untyped-call]
         except (OSError, ValueError, TypeError) as error:
@@ -175,9 +221,12 @@ def _client(plugin: InferencePlugin, scheduler: str | None, workers: int | None)
             client.register_plugin(plugin)
             yield client
         return
-    n_workers = workers or len(os.sched_getaffinity(0))
-    with interrupts_ignored():
-        cluster = local_cluster(n_workers, servers=plugin.settings.servers, silence_logs=logging.CRITICAL)
+    of_cluster: dict[str, Any] = {"servers": plugin.settings.servers, "silence_logs": logging.CRITICAL}
+    if batch is not None:
+        cluster: Any = cluster_named(batch, jobs or 1, **(of_cluster | job_options))
+    else:
+        with interrupts_ignored():
+            cluster = local_cluster(workers or len(os.sched_getaffinity(0)), **of_cluster)
     with cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
         client.register_plugin(quiet_workers())
         yield client

@@ -10,13 +10,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from daskonic.deploy.batch import cluster_named as cluster_named
     from daskonic.deploy.batch import htcondor_cluster as htcondor_cluster
     from daskonic.deploy.batch import slurm_cluster as slurm_cluster
     from daskonic.deploy.local import local_cluster as local_cluster
 
-_HOMES = {"htcondor_cluster": "batch", "local_cluster": "local", "slurm_cluster": "batch"}
+_HOMES = {
+    "cluster_named": "batch",
+    "htcondor_cluster": "batch",
+    "local_cluster": "local",
+    "slurm_cluster": "batch",
+}
 
-__all__ = ["htcondor_cluster", "local_cluster", "slurm_cluster"]
+__all__ = ["cluster_named", "htcondor_cluster", "local_cluster", "slurm_cluster"]
 
 
 if not TYPE_CHECKING:

@@ -21,7 +21,7 @@ from daskonic.plugin import InferencePlugin
 if TYPE_CHECKING:
     from daskonic.deploy.cluster import JobCluster
 
-__all__ = ["SYSTEMS", "cluster_of", "htcondor_cluster", "slurm_cluster"]
+__all__ = ["SYSTEMS", "cluster_named", "cluster_of", "htcondor_cluster", "slurm_cluster"]
 
 SYSTEMS = ("slurm", "htcondor")
 
@@ -104,6 +104,8 @@ def htcondor_cluster(jobs: int = 0, **parameters: Any) -> JobCluster:
 def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **parameters: Any) -> JobCluster:
     """A cluster on one of :data:`SYSTEMS`; see :func:`slurm_cluster`."""
     parameters = _preset(system, site) | parameters
+    if system not in SYSTEMS:
+        raise ConfigError(f"site {site!r} is of system {system!r}; known: {', '.join(SYSTEMS)}")
     plugin = InferencePlugin(parameters.pop("servers", None), **(parameters.pop("settings", None) or {}))
     import dask_jobqueue  # noqa: F401  # brings its configuration
 
@@ -126,6 +128,25 @@ def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **paramet
     return cluster
 
 
+def cluster_named(name: str, jobs: int = 0, **parameters: Any) -> JobCluster:
+    """A cluster on one of :data:`SYSTEMS`, or of a preset in ``daskonic.sites``.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    if name in SYSTEMS:
+        return cluster_of(name, jobs, **parameters)
+    sites = dask.config.get("daskonic.sites")
+    if name not in sites:
+        raise ConfigError(
+            f"no cluster {name!r}; there are {', '.join((*SYSTEMS, *sites))} (presets are in daskonic.sites of the "
+            "Dask configuration)"
+        )
+    return cluster_of(sites[name].get("system", ""), jobs, site=name, **parameters)
+
+
 def _install(plugin: InferencePlugin, cluster: JobCluster) -> None:
     """On workers that are there, and on all that come."""
     from distributed import Client
@@ -138,7 +159,7 @@ def _preset(system: str, site: str | None) -> dict[str, Any]:
     """Parameters of a site, or none."""
     if site is None:
         return {}
-    sites = dask.config.get("daskonic.sites") or {}
+    sites = dask.config.get("daskonic.sites")
     if site not in sites:
         known = ", ".join(sites) or "none"
         raise ConfigError(f"no site {site!r} in daskonic.sites of the Dask configuration; there is {known}")

@@ -39,8 +39,9 @@ __all__ = ["JobCluster"]
 logger = logging.getLogger(__name__)
 
 LOOK_S = 0.5
-SOON_S, ASK_S = 2.0, 10.0
-"""Between questions to the batch system, where a worker is gone and where jobs wait; administrators dislike more."""
+SOON_S, ASK_S, YOUNG_S = 2.0, 10.0, 20.0
+"""Between questions to the batch system: where a worker is gone or a job is young, and where jobs just wait.
+Administrators dislike more."""
 
 LONGEST_LEAD_S = 60.0
 RECENT = 8
@@ -74,7 +75,7 @@ class JobCluster(JobQueueCluster):
         self._said: tuple[str, float] = ("", 0.0)
         self._start_s: deque[float] = deque(maxlen=RECENT)
         self._keeper: Keeper | None = None
-        self._looking: PeriodicCallback | None = None
+        self._looking: list[PeriodicCallback] = []
         super().__init__(*args, **kwargs)
 
     def scale(self, *args: Any, **kwargs: Any) -> Any:
@@ -107,13 +108,16 @@ class JobCluster(JobQueueCluster):
 
     async def _start(self) -> None:
         await super()._start()
-        if self._looking is None:
-            self._looking = PeriodicCallback(self._look, LOOK_S * 1000)
-            self._looking.start()
+        if not self._looking:
+            self._looking = [
+                PeriodicCallback(look, LOOK_S * 1000) for look in (self._look, self._keep_results)
+            ]
+            for looking in self._looking:
+                looking.start()
 
     async def _close(self) -> None:
-        if self._looking is not None:
-            self._looking.stop()
+        for looking in self._looking:
+            looking.stop()
         await asyncio.gather(*(job.close() for job in self._leaving.values()))
         self._leaving.clear()
         if self._keeper is not None:
@@ -139,12 +143,12 @@ class JobCluster(JobQueueCluster):
             return
         try:
             gone, missing = self._compare()
-            if time.monotonic() > self._asked + (SOON_S if gone else ASK_S) and (gone or missing):
+            young = any(time.time() < job.submitted_s + YOUNG_S for job in missing.values())
+            if time.monotonic() > self._asked + (SOON_S if gone or young else ASK_S) and (gone or missing):
                 self._asked = time.monotonic()
                 states = await self.job_cls.states([*gone.values(), *missing.values()])
                 self._strike_off(gone, missing, states)
                 self._explain(missing, states)
-            await self._keep_results()
             if self.trouble is not None:
                 self._fail_tasks(self.trouble)
             elif set(self.worker_spec) - set(self.workers):
@@ -191,16 +195,18 @@ class JobCluster(JobQueueCluster):
     async def _keep_results(self) -> None:
         """Where all workers leave at one time, take what they have; give it away as soon as there is another worker."""
         scheduler = self.scheduler
-        leaving = [w for w in scheduler.workers.values() if w.status == Status.closing_gracefully]
+        keeper = "" if self._keeper is None else self._keeper.address
+        workers = [w for w in scheduler.workers.values() if w.address != keeper]
+        leaving = [w for w in workers if w.status == Status.closing_gracefully]
         if self._keeper is None and leaving and not scheduler.running:
             self._keeper = await Keeper(scheduler.address, name=f"{self.name}-keeper", security=self.security)
         if self._keeper is None:
             return
         if not scheduler.running:
             await self._keeper.take_from(leaving, scheduler)
-        elif await scheduler.retire_workers(workers=[self._keeper.address], close_workers=False, remove=True):
-            keeper, self._keeper = self._keeper, None
-            await keeper.close()
+        elif await scheduler.retire_workers(workers=[self._keeper.address], close_workers=True, remove=True):
+            await self._keeper.finished()
+            self._keeper = None
 
     def _job_of(self, worker: str) -> str:
         """Name of the job that a worker belongs to; of several workers of a job each has a number behind it."""

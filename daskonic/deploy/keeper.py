@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,12 +40,19 @@ class Keeper(Worker):
         Worker.status.fset(self, Status.paused if value == Status.running else value)
 
     async def take_from(self, leaving: Iterable[WorkerState], scheduler: Scheduler) -> None:
-        """Fetch what these workers have and nobody else has."""
-        wanted: dict[Any, list[str]] = {}
+        """Move here what these workers have.
+
+        Moved, not copied: Dask drops copies of its own accord, those of a paused worker first.
+        """
         for worker in leaving:
-            for task in worker.has_what:
-                if self.address not in {holder.address for holder in task.who_has or ()}:
-                    wanted.setdefault(task.key, []).append(worker.address)
-        if wanted:
-            logger.info("%d results of workers that leave are kept here until there are others", len(wanted))
-            await scheduler.gather_on_worker(self.address, wanted)
+            here = {task.key for task in worker.has_what}
+            if not here:
+                continue
+            logger.info(
+                "%d results of %s, which leaves, are kept here until there is another worker",
+                len(here),
+                worker.name,
+            )
+            failed = await scheduler.gather_on_worker(self.address, {key: [worker.address] for key in here})
+            if worker.address in scheduler.workers:
+                await scheduler.delete_worker_data(worker.address, list(here - failed), f"keep-{time.time()}")

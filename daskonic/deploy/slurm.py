@@ -38,7 +38,8 @@ class SlurmJob(BatchJob, SLURMJob):
             phase = "waits" if state in WAITING else "runs" if state in RUNNING else "ended"
             words = [state, *([f"({reason})"] if reason not in ("", "None") else [])]
             if phase == "ended" and code not in ("", "0"):
-                words.append(f"exit code {code}")
+                status = int(code)  # of wait(): 256 times the exit code, or the number of a signal
+                words.append(f"exit code {status >> 8}" if status >> 8 else f"signal {status}")
             found[job_id] = JobState(phase, " ".join(words), node)  # type: ignore[arg-type]
         return found
 

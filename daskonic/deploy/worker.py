@@ -104,15 +104,14 @@ class JobWorker(Worker):
             self.batched_send({"op": "reschedule", "key": key, "stimulus_id": stimulus})
 
     async def _handed_over(self) -> bool:
-        """Move results to other workers; where there is none, the cluster takes them. False until that is done."""
+        """Move results to other workers; where there is none, the cluster fetches them. False until that is done."""
         if not self.data:
             return True
-        if set(await self.scheduler.ncores_running()) - {self.address}:
-            return bool(
-                await self.scheduler.retire_workers(workers=[self.address], close_workers=False, remove=False)
-            )
-        holders = await self.scheduler.who_has(keys=list(self.data))
-        return all(set(holder) - {self.address} for holder in holders.values())
+        if not set(await self.scheduler.ncores_running()) - {self.address}:
+            return False
+        return bool(
+            await self.scheduler.retire_workers(workers=[self.address], close_workers=False, remove=False)
+        )
 
 
 _nannies: list[Nanny] = []

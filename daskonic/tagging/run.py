@@ -24,7 +24,7 @@ from distributed import CancelledError, Client, KilledWorker, as_completed
 from distributed.comm.core import CommClosedError
 
 from daskonic.deploy import local_cluster
-from daskonic.errors import ConfigError, DaskonicError, InputError, ServerError
+from daskonic.errors import BatchSystemError, ConfigError, DaskonicError, InputError, ServerError
 from daskonic.model import Model
 from daskonic.report import Report
 from daskonic.tagging.manifest import Output, Record
@@ -120,7 +120,7 @@ def tag(
             run = _Run(job, folder, todo, before, progress)
             try:
                 run.compute(cluster)
-            except ServerError as error:
+            except (BatchSystemError, ServerError) as error:
                 raise type(error)(f"{error} ({run.account()})") from error
             finally:
                 folder.end(run.records.values(), run.complete, run.facts(time.perf_counter() - begin))
@@ -288,7 +288,6 @@ def _client(client: Client | None) -> Iterator[Client]:
     if client is not None:
         if not client.nthreads():  # type: ignore[no-untyped-call]
             logger.warning("the Dask scheduler has no workers yet; waiting for the first one")
-            client.wait_for_workers(1)
         yield client
         return
     with local_cluster(os.cpu_count() or 1) as cluster, Client(cluster) as own:  # type: ignore[no-untyped-call]

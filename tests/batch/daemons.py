@@ -3,9 +3,34 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import time
 from pathlib import Path
+
+
+def free_ports(n: int) -> int:
+    """The first of so many ports in a row that nobody listens on."""
+    for first in random.sample(range(20_000, 30_000, n), 100):
+        try:
+            for port in range(first, first + n):
+                with socket.socket() as tried:
+                    tried.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise RuntimeError(f"no {n} free ports in a row")
+
+
+def eventually(condition, seconds: float = 30.0) -> bool:
+    """Whether it becomes so."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 class Daemons:
@@ -49,8 +74,9 @@ class Daemons:
         """Until it is so, or an error with the ends of all logs."""
         end = time.monotonic() + seconds
         while not is_ready():
-            if time.monotonic() > end:
-                raise RuntimeError(f"not ready after {seconds} s\n{self.logs()}")
+            ended = [process.args for process in self._running if process.poll() is not None]
+            if ended or time.monotonic() > end:
+                raise RuntimeError(f"not ready; ended: {ended}\n{self.logs()}")
             time.sleep(0.1)
 
     def logs(self) -> str:

@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from daemons import Daemons
+from daemons import Daemons, free_ports
 
 ROOT = Path(os.environ.get("CONDOR_ROOT", "/opt/daskonic-condor"))
 GPUS = 2
@@ -117,8 +117,8 @@ class Htcondor:
 
     name = "htcondor"
 
-    def __init__(self, folder: Path, nodes: int = 3, port: int = 19618) -> None:
-        self.folder, self.nodes, self.port = folder, nodes, port
+    def __init__(self, folder: Path, nodes: int = 3) -> None:
+        self.folder, self.nodes, self.port = folder, nodes, free_ports(1)
         self.environment = {
             "CONDOR_CONFIG": str(folder / "condor_config"),
             "PATH": f"{ROOT}/usr/bin:{ROOT}/usr/sbin:{os.environ['PATH']}",
@@ -161,10 +161,6 @@ class Htcondor:
     def jobs(self) -> list[str]:
         """Those that wait or run."""
         return self._daemons.ask("condor_q", "-af:j", "JobStatus").split()[::2]
-
-    def kill(self, job: str) -> None:
-        """Without a warning to the job."""
-        self._run("condor_vacate_job", "-fast", job)
 
     def cancel(self, job: str) -> None:
         """As its user would."""

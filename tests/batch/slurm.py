@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from daemons import Daemons
+from daemons import Daemons, free_ports
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 GPUS = 2
@@ -58,7 +58,6 @@ MinJobAge=300
 {nodes}
 PartitionName=cpu Nodes={all} Default=YES MaxTime=UNLIMITED DefaultTime=60 State=UP
 PartitionName=short Nodes={all} MaxTime=2 DefaultTime=1 State=UP
-PartitionName=members Nodes={all} AllowAccounts=members MaxTime=UNLIMITED State=UP
 PartitionName=gpu Nodes={last} MaxTime=UNLIMITED DefaultTime=60 State=UP
 """
 
@@ -68,8 +67,8 @@ class Slurm:
 
     name = "slurm"
 
-    def __init__(self, folder: Path, nodes: int = 4, port: int = 16817) -> None:
-        self.folder, self.nodes, self.port = folder, nodes, port
+    def __init__(self, folder: Path, nodes: int = 4) -> None:
+        self.folder, self.nodes, self.port = folder, nodes, free_ports(1 + nodes)
         self.environment = {"SLURM_CONF": str(folder / "slurm.conf")}
         self._daemons = Daemons(folder)
         self._daemons.environment = self.environment
@@ -103,12 +102,6 @@ class Slurm:
     def jobs(self) -> list[str]:
         """Those that wait or run."""
         return self._daemons.ask("squeue", "--noheader", "--format=%i").split()
-
-    def kill(self, job: str) -> None:
-        """As a crash would: without a warning to the job."""
-        subprocess.run(
-            ["scancel", "--signal=KILL", "--full", job], env=os.environ | self.environment, check=True
-        )
 
     def cancel(self, job: str) -> None:
         """As its user would."""
