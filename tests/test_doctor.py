@@ -33,7 +33,7 @@ CASES = {
     "batch-dimension": ("dims=[-1,16]", "the batch included", "dims=[16]"),
     "ragged": (f"{NATIVE}{THREADS}{WARM} ragged ", "cannot tell them apart", f"{NATIVE}{THREADS}{WARM}"),
     "batch-size": ("max_batch_size: 50000000 ", "gRPC", "max_batch_size: 1024 "),
-    "queue": ("dynamic_batching { }", "any number", ""),
+    "queue": (f"{NATIVE}{THREADS}{WARM}dynamic_batching {{ }}", "any number", f"{NATIVE}{THREADS}{WARM}"),
     "threads": (f"{NATIVE}{WARM}instance_group {{ count: 8 kind: KIND_CPU }} ", "8 instances of 4 threads",
                 f"{NATIVE}{WARM}{THREADS}instance_group {{ count: 8 kind: KIND_CPU }} "),
     "warm-up": (f"{NATIVE}{THREADS}", "first requests", f"{NATIVE}{THREADS}{WARM}"),
@@ -188,7 +188,7 @@ def test_generated_for_production(tmp_path):
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 2, "m"]) for n in "XY")
     graph = helper.make_graph([helper.make_node("Neg", ["X"], ["Y"])], "negative", [x], [y])
     onnx.save(helper.make_model(graph), tmp_path / "negative.onnx")
-    options = {"backend": "onnxruntime", "device": "gpu"}
+    options = {"backend": "onnxruntime", "device": "gpu", "queue_size": 512}
     folder = add_onnx(
         tmp_path / "models", "negative", tmp_path / "negative.onnx", warm_up={"X": [2, 50]}, **options
     )

@@ -29,8 +29,8 @@ def models() -> None:
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each copy.")
 @click.option("--queue-delay-us", type=click.IntRange(0), default=500, show_default=True,
               help="How long a request waits for others to share its execution.")  # fmt: skip
-@click.option("--queue-size", type=click.IntRange(1), default=512, show_default=True,
-              help="Most requests that wait.")  # fmt: skip
+@click.option("--queue-size", type=click.IntRange(1),
+              help="Most requests that wait; default is any number, since a limit slows Triton 2.51 down.")  # fmt: skip
 @click.option("--backend", type=click.Choice(["python", "onnxruntime"]), default="python", show_default=True,
               help="Triton's backend: python is in every Triton, onnxruntime for production.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
@@ -45,7 +45,7 @@ def add(
     instances: int,
     threads: int,
     queue_delay_us: int,
-    queue_size: int,
+    queue_size: int | None,
     backend: Literal["python", "onnxruntime"],
     device: Literal["cpu", "gpu"],
     labels: tuple[str, ...],

@@ -44,7 +44,7 @@ def add_onnx(
     instances: int = 1,
     threads: int = 1,
     queue_delay_us: int = 500,
-    queue_size: int = 512,
+    queue_size: int | None = None,
     labels: Sequence[str] | None = None,
     backend: Literal["python", "onnxruntime"] = "python",
     device: Literal["cpu", "gpu"] = "cpu",
@@ -74,9 +74,10 @@ def add_onnx(
         Threads of ONNX Runtime for one execution.
     queue_delay_us : int
         How long a request may wait for others to share its execution, in microseconds.
-    queue_size : int
-        Most requests that wait; more are rejected, and clients go elsewhere or wait themselves. Without a batch
-        dimension there is no such limit in Triton.
+    queue_size : int, optional
+        Most requests that wait; more are rejected. For servers whose clients do not limit themselves, as daskonic's
+        do: with any limit, Triton 2.51 holds requests back for up to half a second at a time (calls of 0.2 s took
+        0.7 to 5 s). Without a batch dimension there is no such limit in Triton.
     labels : sequence of str, optional
         Names of the classes, for a model of one output.
     backend : {"python", "onnxruntime"}
@@ -140,16 +141,14 @@ class _Serving:
     instances: int
     threads: int
     queue_delay_us: int
-    queue_size: int
+    queue_size: int | None
     backend: str
     device: str
 
     def head(self, name: str) -> str:
         """config.pbtxt but for the tensors."""
-        batching = (
-            f"dynamic_batching {{ max_queue_delay_microseconds: {self.queue_delay_us} "
-            f"default_queue_policy {{ max_queue_size: {self.queue_size} }} }}\n"
-        )
+        queue = f"default_queue_policy {{ max_queue_size: {self.queue_size} }} " if self.queue_size else ""
+        batching = f"dynamic_batching {{ max_queue_delay_microseconds: {self.queue_delay_us} {queue}}}\n"
         threads = "threads" if self.backend == "python" else "intra_op_thread_count"
         return (
             f'name: "{name}"\n'
@@ -194,7 +193,7 @@ def _check(name: str, version: int, serving: _Serving) -> None:
         ("instances", serving.instances, 1),
         ("threads", serving.threads, 1),
         ("queue_delay_us", serving.queue_delay_us, 0),
-        ("queue_size", serving.queue_size, 1),
+        ("queue_size", 1 if serving.queue_size is None else serving.queue_size, 1),
     ):
         if value < least:
             raise ConfigError(f"{what} is {value}; at least {least} is needed")
