@@ -65,7 +65,7 @@ def test_jobs_that_end_cost_no_results(cluster, folder, sized):
     else:
         made.adapt(minimum=0, maximum=2)
     with Client(made) as client:
-        n = 80
+        n = 160
         futures = client.map(noted, [folder] * n, range(n), [0.25] * n, pure=False)
         results = client.gather(futures)
     assert [i for i, _ in results] == list(range(n))
@@ -158,6 +158,7 @@ def test_refusal_in_the_words_of_the_batch_system(name, request, monkeypatch, tm
     assert system.jobs() == []
 
 
+@pytest.mark.parametrize("system", ["slurm"], indirect=True)  # the pool of the tests has no file transfer
 def test_packed_environment(cluster, tmp_path):
     """A packed environment is unpacked on the node, and its Python runs the worker."""
     python = tmp_path / "python"
