@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from daskonic.errors import ConfigError, InputError, SpecError
-from daskonic.features import Variations
+from daskonic.features import Part, Variations, Whole
 from daskonic.model import Model, Pending
 from daskonic.report import Report
 
@@ -112,15 +112,18 @@ class KFold:
 
     def submit(self, objects: Any, events: Any) -> PendingFolds:
         """Start scoring and return at once; parameters as in :meth:`__call__`."""
+        parts: list[Any]
         if isinstance(objects, Variations):
             shares = self._varied_shares(objects, events)
+            wholes = {name: Whole(one) for name, one in objects.items()}
             parts = [
-                Variations({name: objects[name][of[which]] for name, of in shares.items()})
+                Variations({name: Part(wholes[name], of[which]) for name, of in shares.items()})
                 for which in range(len(self.models))
             ]
         else:
             share = self._shares(objects, events)
-            parts = [objects[numbers] for numbers in share]
+            whole = Whole(objects)
+            parts = [Part(whole, numbers) for numbers in share]
         _refuse_different(self.models)
         pending = [model.submit(part) for model, part in zip(self.models, parts, strict=True)]
         if isinstance(objects, Variations):

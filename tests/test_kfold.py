@@ -127,6 +127,37 @@ def test_variations_and_folds_together(server):
         tagger(variations, {"nominal": numbers})
 
 
+@pytest.mark.parametrize("form", ["mapping", "list", "array"])
+def test_features_are_made_once(server, form):
+    """A function is called once for all folds, or once for each variation, and its rows still go to the right models."""
+    calls = []
+
+    def features(jets):
+        calls.append(len(jets))
+        columns = [jets[..., 0], jets[..., 1]]
+        return {"mapping": {"X": jets}, "list": {"X": columns}, "array": jets}[form]
+
+    numbers, jets = np.arange(12), jagged([n % 4 for n in range(12)])
+    tagger = five(server, features=dk.Features(features))
+    same(tagger(jets, numbers), five(server)(jets, numbers))
+    assert calls == [12]
+    both = tagger(dk.Variations(a=jets, b=jets[:7] + np.float32(1)), {"a": numbers, "b": numbers[:7]})
+    same(both["b"], five(server)(jets[:7] + np.float32(1), numbers[:7]))
+    assert calls == [12, 12, 7]
+
+
+def test_features_that_make_another_list(server):
+    """What a function makes is not cut into folds where it does not begin with the events: it is called for each fold."""
+    flat = dk.Features(lambda jets: ak.flatten(jets, axis=1))
+    made = [dk.Model("signed", version=k + 1, servers=[server.address], features=flat) for k in range(K)]
+    tagger = dk.KFold(lambda number: number % K, held_out=dict(enumerate(made)))
+    numbers, jets = np.arange(12), jagged([n % 4 for n in range(12)])
+    with pytest.raises(SpecError):  # as without folds: the features lose the events
+        made[0](jets)
+    with pytest.raises(SpecError):
+        tagger(jets, numbers)
+
+
 def test_models_are_asked_together(server):
     """Two models of half a second each, with each fold's events, are done in less than both after each other."""
     slow = [dk.Model(name, servers=[server.address]) for name in ("slow_a", "slow_b")]

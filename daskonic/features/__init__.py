@@ -9,6 +9,7 @@ from daskonic.features.graph_rows import GraphRows
 from daskonic.features.grids import cell_grid
 from daskonic.features.images import hit_patches, jet_images
 from daskonic.features.neighbours import nearest_neighbours
+from daskonic.features.parts import Part, Whole
 from daskonic.features.plan import Pad
 from daskonic.features.rows import Inputs, Rows
 from daskonic.features.variations import Variations
@@ -20,9 +21,11 @@ __all__ = [
     "GraphRows",
     "Inputs",
     "Pad",
+    "Part",
     "Rows",
     "Shape",
     "Variations",
+    "Whole",
     "cell_grid",
     "hit_patches",
     "jet_images",

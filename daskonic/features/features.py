@@ -13,6 +13,7 @@ from daskonic.features import cmssw, weaver
 from daskonic.features.function import FunctionFeatures
 from daskonic.features.graph import Graph
 from daskonic.features.graph_features import GraphFeatures
+from daskonic.features.parts import Part
 from daskonic.features.plan import NAN, Pad
 from daskonic.features.rows import Inputs
 from daskonic.features.variables import VariableFeatures
@@ -183,7 +184,13 @@ class Features:
             Names, ranks or dtypes disagree with the model's.
         """
         if isinstance(objects, Variations):
-            return VariedInputs({name: self._maker.inputs(one, spec) for name, one in objects.items()})
+            return VariedInputs({name: self._inputs(one, spec) for name, one in objects.items()})
+        return self._inputs(objects, spec)
+
+    def _inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
+        """Of one array of objects, or of a part of one, for which only functions have to be called beforehand."""
+        if isinstance(objects, Part) and not isinstance(self._maker, FunctionFeatures):
+            objects = objects.objects
         return self._maker.inputs(objects, spec)
 
     def __repr__(self) -> str:

@@ -13,6 +13,7 @@ import awkward as ak
 import numpy as np
 
 from daskonic.errors import SpecError
+from daskonic.features.parts import Part
 from daskonic.features.plan import Column, Pad, Plan, Variable, shared
 from daskonic.features.rows import Inputs, Rows
 from daskonic.ragged import Counts, Layout, content, depth_of, flatten
@@ -39,7 +40,11 @@ class FunctionFeatures:
 
     def inputs(self, objects: Any, spec: ModelSpec) -> Inputs:
         """Call the function and compare names with the model's."""
-        made = named(self.function, objects, spec.inputs, spec)
+        make = functools.partial(named, self.function, tensors=spec.inputs, spec=spec)
+        if isinstance(objects, Part):
+            made, objects = objects.made((self.function, spec.inputs), make), objects.objects
+        else:
+            made = make(objects)
         wanted = {t.name for t in spec.inputs}
         unknown = sorted(set(self.pad) - wanted)
         if unknown:
