@@ -122,6 +122,14 @@ class Endpoint:
         """When one of the models that it cannot serve is asked for again; infinite if none is."""
         return min((a.until for a in self._absences.values() if a.until > now), default=math.inf)
 
+    def state(self, key: ModelKey, now: float) -> str:
+        """In words, why it may take no request for a model."""
+        if self.breaker.is_away(now):
+            return "does not answer"
+        if not self.has(key, now):
+            return f"does not serve {key[0]!r}"
+        return f"has {self.in_flight} requests in flight"
+
     def stats(self, now: float) -> EndpointStats:
         """A copy of the counters."""
         return EndpointStats(

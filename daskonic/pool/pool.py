@@ -49,7 +49,7 @@ Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
 
 RETRY_PAUSE_S = 0.2
-ACCOUNT_EVERY_S = 10.0
+ACCOUNT_EVERY_S, FIRST_ACCOUNTS_S = 10.0, 1.0
 
 
 class Pool:
@@ -225,6 +225,8 @@ class Pool:
                 endpoint.breaker.failed(time.monotonic())
             _tell_health(endpoint, openings, error)
             return error
+        if key not in endpoint.accounts:
+            self._read_account(endpoint, key)
         return None
 
     # -- permits ---------------------------------------------------------------------------------
@@ -320,23 +322,28 @@ class Pool:
         """Mean time in the queue and of computing by the server's own account, which is asked for now and then."""
         now = time.monotonic()
         with self._condition:
-            known = endpoint.accounts.get(key, Account())
-            if known is None or now < endpoint.account_due.get(key, 0.0):
+            if endpoint.accounts.get(key, Account()) is None or now < endpoint.account_due.get(key, 0.0):
                 return endpoint.told_s.get(key)
-            endpoint.account_due[key] = now + ACCOUNT_EVERY_S * random.uniform(0.5, 1.5)
+            often = ACCOUNT_EVERY_S if key in endpoint.told_s else FIRST_ACCOUNTS_S
+            endpoint.account_due[key] = now + often * random.uniform(0.5, 1.5)
+        self._read_account(endpoint, key)
+        return endpoint.told_s.get(key)
+
+    def _read_account(self, endpoint: Endpoint, key: ModelKey) -> None:
+        """What the server did since it was asked last; the first time there is nothing to compare with."""
         try:
             account = endpoint.transport().account(*key, timeout_s=1.0)
         except DaskonicError as error:
             logger.info("%s tells no statistics: %s", endpoint.address, error)
-            return None
+            return
         with self._condition:
+            known = endpoint.accounts.get(key)
             endpoint.accounts[key] = account
-            if account is not None and account.requests > known.requests:
+            if account is not None and known is not None and account.requests > known.requests:
                 n = account.requests - known.requests
                 told_s = (account.queue_s - known.queue_s) / n, (account.compute_s - known.compute_s) / n
                 endpoint.told_s[key] = told_s
                 endpoint.window.told(*told_s)
-            return endpoint.told_s.get(key)
 
     @property
     def is_closed(self) -> bool:
@@ -350,15 +357,7 @@ class Pool:
 
     def _no_permit(self, key: ModelKey, now: float) -> str:
         """Why no permit could be had."""
-
-        def state(endpoint: Endpoint) -> str:
-            if endpoint.breaker.is_away(now):
-                return "does not answer"
-            if not endpoint.has(key, now):
-                return f"does not serve {key[0]!r}"
-            return f"has {endpoint.in_flight} requests in flight"
-
-        states = ", ".join(f"{e.address} {state(e)}" for e in self._balancer.active(now, key))
+        states = ", ".join(f"{e.address} {e.state(key, now)}" for e in self._balancer.active(now, key))
         limit = "" if self._share is None else f"; {self._share}"
         return f"no server could take the request within {self.settings.timeout_s:g} s: {states}{limit}"
 
