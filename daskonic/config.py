@@ -235,7 +235,9 @@ def _refuse_unknown(given: Mapping[str, Any], defaults: Mapping[str, Any], where
             hint = f"did you mean {where}.{near[0]}?" if near else f"known: {', '.join(defaults)}"
             raise ConfigError(f"unknown setting {where}.{key}; {hint}")
         of_name = defaults[name]
-        if isinstance(of_name, Mapping) and of_name and isinstance(value, Mapping):  # empty: names are the user's own
+        if (
+            isinstance(of_name, Mapping) and of_name and isinstance(value, Mapping)
+        ):  # empty: names are the user's own
             _refuse_unknown(value, of_name, f"{where}.{name}")
 
 

@@ -126,7 +126,9 @@ class Model:
             "servers": ", ".join(self._settings.servers if self._settings else theirs),
             "features": str(self.features),
             "outputs": ", ".join(self.classes or self.outputs or ("all",)),
-            "rows a request": f"{self.batch_size:,} at most" if self.batch_size else "as many as the server takes",
+            "rows a request": f"{self.batch_size:,} at most"
+            if self.batch_size
+            else "as many as the server takes",
         }
         return display.card("Model", self.name, display.table(facts.items()))
 

@@ -249,7 +249,7 @@ class TestGraphs:
 
         monkeypatch.setattr(client, "map", mapped)
         run(executor("dask", client), Synchronous(configured), jets["pfnano"])
-        assert len(sizes) > 5
+        assert len(sizes) > 4  # the chunks, and what merges them, once or more often
         assert max(sizes) < SMALL_NBYTES
 
     def test_metadata_is_fetched_once_by_each_worker(self, triton):

@@ -31,4 +31,8 @@ def test_stands_in_the_docstring_with_its_exit_code(kind):
 
 def test_only_passing_troubles_are_retryable():
     """Away and overloaded may be tried again, nothing else."""
-    assert {e for e in ALL if e.retryable} == {errors.NotReadyError, errors.UnavailableError, errors.OverloadedError}
+    assert {e for e in ALL if e.retryable} == {
+        errors.NotReadyError,
+        errors.UnavailableError,
+        errors.OverloadedError,
+    }

@@ -34,5 +34,9 @@ def test_commands_exist():
     """Every subcommand that the README names is one."""
     from daskonic.cli import COMMANDS
 
-    named = set(re.findall(r"daskonic (demo|tag|serve|check|models|scan|plan|report)\b", README.read_text()))
+    named = set(
+        re.findall(
+            r"daskonic (demo|tag|serve|check|models|lock|verify|scan|plan|report)\b", README.read_text()
+        )
+    )
     assert named == set(COMMANDS)

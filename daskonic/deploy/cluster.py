@@ -123,6 +123,11 @@ class JobCluster(JobQueueCluster):
         if self._keeper is not None:
             await self._keeper.close()
         await super()._close()
+        for name, file in vars(
+            self
+        ).items():  # certificates, which dask-jobqueue leaves to the garbage collector
+            if name.startswith("_job_") and hasattr(file, "close"):
+                file.close()
 
     async def _correct_state_internal(self) -> None:
         """Submit and cancel as planned; jobs that were refused are tried again later."""

@@ -120,7 +120,9 @@ def trouble(error: DaskonicError) -> Trouble:
         return "token"
     if any(words in text for words, _ in TLS) or CLOSED_TLS in str(error):
         return "tls"
-    if any(words in text for words in (*NOT_READY, EXITING)) or all(words in text for words in BROKEN_INSTANCE):
+    if any(words in text for words in (*NOT_READY, EXITING)) or all(
+        words in text for words in BROKEN_INSTANCE
+    ):
         return "not ready"
     if code == "CANCELLED":  # not by us: the gate of a site that is full
         return "gate"
