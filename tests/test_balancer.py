@@ -123,6 +123,16 @@ class TestBreaker:
         b.succeeded(later)
         assert b.lets_pass(later, 5)
 
+    def test_answers_to_older_requests_do_not_close_it(self):
+        """A server that stops ends what it has; those answers are no sign that it takes more."""
+        b = Breaker(random.Random(1))
+        assert b.failed(5.0)
+        b.succeeded(5.0, sent_at=4.9)
+        assert b.openings == 1
+        assert b.is_away(5.0)
+        b.succeeded(b.rests_until, sent_at=b.rests_until)
+        assert b.openings == 0
+
     def test_one_failure_among_good_answers_does_not(self):
         b = Breaker(random.Random(1))
         for i in range(9):

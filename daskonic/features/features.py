@@ -196,6 +196,9 @@ class Features:
     def __repr__(self) -> str:
         return f"Features({self._maker})"
 
+    def __str__(self) -> str:
+        return os.path.basename(str(self._maker))
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names of a data configuration; empty if it has none."""

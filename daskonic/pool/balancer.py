@@ -204,17 +204,17 @@ class Balancer:
             return
         latency_s = now - permit.sent_at
         if error is None:
-            endpoint.breaker.succeeded(now)
+            endpoint.breaker.succeeded(now, permit.sent_at)
             endpoint.gained(permit.key)
             endpoint.window.answered(now, latency_s, permit.kind, full=permit.full)
             self._latencies.setdefault(permit.kind, deque(maxlen=LATENCIES)).append(latency_s)
         elif isinstance(error, OverloadedError):
             endpoint.rejections_total += 1
-            endpoint.breaker.succeeded(now)  # it answers, only not with what was wanted
+            endpoint.breaker.succeeded(now, permit.sent_at)  # it answers, only not with what was wanted
             endpoint.window.rejected(now)
         elif isinstance(error, ModelNotFoundError | NotReadyError):
             endpoint.failures_total += 1
-            endpoint.breaker.succeeded(now)  # it answers
+            endpoint.breaker.succeeded(now, permit.sent_at)  # it answers
             endpoint.lost(permit.key, now, is_missing=isinstance(error, ModelNotFoundError))
         elif isinstance(error, UnavailableError | DeadlineError):
             endpoint.failures_total += 1
@@ -223,7 +223,7 @@ class Balancer:
                 endpoint.forget_models()
         else:  # permanent: the request's fault or the model's, not the endpoint's
             endpoint.failures_total += 1
-            endpoint.breaker.succeeded(now)
+            endpoint.breaker.succeeded(now, permit.sent_at)
         pause_s = endpoint.window.pause_s(rejected=isinstance(error, OverloadedError))
         endpoint.not_before = max(endpoint.not_before, now + pause_s)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import deque
 
@@ -36,6 +37,7 @@ class Breaker:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._outcomes: deque[tuple[float, bool]] = deque(maxlen=LATEST)
+        self._opened_at = 0.0
         self.openings = 0
         self.rests_until = 0.0
 
@@ -47,8 +49,10 @@ class Breaker:
         """Whether the endpoint rests."""
         return now < self.rests_until
 
-    def succeeded(self, now: float) -> None:
-        """An answer came, of whatever kind: the endpoint is there."""
+    def succeeded(self, now: float, sent_at: float = math.inf) -> None:
+        """An answer came, of whatever kind: the endpoint is there, or was when that request was sent and ends what it has."""
+        if self.openings and sent_at < self._opened_at:
+            return
         if self.openings:
             self._outcomes.clear()
         self._outcomes.append((now, True))
@@ -64,5 +68,6 @@ class Breaker:
         if self.openings == 0 and latest.count(False) < FAILING * len(latest):
             return False
         self.openings += 1
+        self._opened_at = now
         self.rests_until = now + full_jitter(self.openings, self._rng)
         return True
