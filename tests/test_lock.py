@@ -240,3 +240,11 @@ def test_lock_of_the_settings(tmp_path):
     (tmp_path / "x.lock").write_text("{}")
     with pytest.raises(errors.ConfigError, match="did not write"):
         dk.InferencePlugin(servers=["a:1"], locks=[tmp_path / "x.lock"])
+
+
+def test_tag_holds_servers_against_a_lock(tmp_path):
+    """``daskonic tag --lock`` is a setting of the run: a file that is missing is said before anything else."""
+    arguments = ["tag", "a.root", "--model", "m", "--output", str(tmp_path / "out"), "--server", "a:1"]
+    result = CliRunner().invoke(main, [*arguments, "--lock", str(tmp_path / "absent.lock")])
+    assert result.exit_code == 2
+    assert "daskonic.locks" in result.output

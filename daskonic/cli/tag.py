@@ -98,6 +98,13 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
     show_default=True,
     help="Parquet files, or a friend tree for each input file.",
 )
+@click.option(
+    "--lock",
+    "locks",
+    multiple=True,
+    metavar="FILE",
+    help="What daskonic lock wrote: servers with another model are not used  [default: daskonic.locks].",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object.")
 @click.pass_context
 def tag(
@@ -111,6 +118,7 @@ def tag(
     batch: str | None,
     jobs: int | None,
     job_options: dict[str, Any],
+    locks: tuple[str, ...],
     as_json: bool,
     jets: str,
     chunk_size: int,
@@ -128,12 +136,13 @@ def tag(
     from daskonic.tagging import run
 
     quiet()
-    plugin = InferencePlugin(servers or None)
+    own = {"locks": locks} if locks else {}
+    plugin = InferencePlugin(servers or None, **own)
     model = _model(plugin, files, **of_model)
     begin = time.monotonic()
     try:
         with (
-            _client(plugin, scheduler, workers, batch, jobs, job_options) as client,
+            _client(plugin, scheduler, workers, batch, jobs, job_options, own) as client,
             progress_bar() as progress,
         ):
             summary = run.tag(
@@ -199,8 +208,9 @@ def _client(
     batch: str | None,
     jobs: int | None,
     job_options: dict[str, Any],
+    own: dict[str, Any],
 ) -> Iterator[Client]:
-    """A client of the scheduler named, or of a cluster that lives as long as the command."""
+    """A client of the scheduler named, or of a cluster that lives as long as the command, with settings of its own."""
     from distributed import Client
 
     from daskonic.deploy import cluster_named, local_cluster
@@ -222,6 +232,7 @@ def _client(
             yield client
         return
     of_cluster: dict[str, Any] = {"servers": plugin.settings.servers, "silence_logs": logging.CRITICAL}
+    of_cluster["settings"] = own
     if batch is not None:
         cluster: Any = cluster_named(batch, jobs or 1, **(of_cluster | job_options))
     else:
