@@ -143,15 +143,16 @@ class Endpoint:
             healthy=not self.breaker.is_away(now),
         )
 
-    def detach(self, *, for_good: bool = False) -> Transport | None:
-        """Give up the connection, for the caller to close; ``for_good``: and never make another one."""
+    def detach(self) -> Transport | None:
+        """Give up the connection, for the caller to close; another one is made when it is needed."""
         with self._opening:
             transport, self._transport = self._transport, None
-            self._over = self._over or for_good
         return transport
 
-    def close(self, *, for_good: bool = False) -> None:
-        """Drop the connection; ``for_good``: and never make another one."""
-        transport = self.detach(for_good=for_good)
+    def close(self) -> None:
+        """Drop the connection, and never make another one."""
+        with self._opening:
+            self._over = True
+        transport = self.detach()
         if transport is not None:
             transport.close()

@@ -173,7 +173,7 @@ class Pool:
         if self._background is not None:
             self._background.shutdown(wait=False, cancel_futures=True)
         for endpoint in self._all():
-            endpoint.close(for_good=True)
+            endpoint.close()
 
     def _all(self) -> list[Endpoint]:
         """Every endpoint, the fallback last."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -95,3 +97,20 @@ class Daemons:
                 process.kill()
                 process.wait()
         self._running.clear()
+
+
+def run_until_interrupted(system_of) -> None:
+    """Run a batch system in a folder of its own until Ctrl-C, and say how to talk to it."""
+    system = system_of(Path(tempfile.mkdtemp(prefix=f"{system_of.name}-")))
+    try:
+        begin = time.monotonic()
+        system.start()
+        print(f"ready after {time.monotonic() - begin:.1f} s", flush=True)
+        print(" ".join(f"export {k}={v};" for k, v in system.environment.items()), flush=True)
+        while True:
+            time.sleep(60)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        system.stop()
+        shutil.rmtree(system.folder)

@@ -11,13 +11,11 @@ read what the tests write.
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from daemons import Daemons, free_ports
+from daemons import Daemons, free_ports, run_until_interrupted
 
 ROOT = Path(os.environ.get("CONDOR_ROOT", "/opt/daskonic-condor"))
 GPUS = 2
@@ -191,22 +189,5 @@ class Htcondor:
         return "jobs" in self._daemons.ask("condor_q", "-totals")
 
 
-def main() -> None:
-    """Run one until Ctrl-C."""
-    system = Htcondor(Path(tempfile.mkdtemp(prefix="htcondor-")))
-    try:
-        begin = time.monotonic()
-        system.start()
-        print(f"ready after {time.monotonic() - begin:.1f} s", flush=True)
-        print(" ".join(f"export {k}={v};" for k, v in system.environment.items()), flush=True)
-        while True:
-            time.sleep(60)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        system.stop()
-        shutil.rmtree(system.folder)
-
-
 if __name__ == "__main__":
-    main()
+    run_until_interrupted(Htcondor)

@@ -10,11 +10,10 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 
-from daemons import Daemons, free_ports
+from daemons import Daemons, free_ports, run_until_interrupted
 
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
 GPUS = 2
@@ -175,22 +174,5 @@ class Slurm:
         self._daemons.wait(lambda: self._daemons.ask("munge", "-S", str(folder / "socket"), "-n") != "")
 
 
-def main() -> None:
-    """Run one until Ctrl-C."""
-    system = Slurm(Path(tempfile.mkdtemp(prefix="slurm-")))
-    try:
-        begin = time.monotonic()
-        system.start()
-        print(f"ready after {time.monotonic() - begin:.1f} s", flush=True)
-        print(" ".join(f"export {k}={v};" for k, v in system.environment.items()), flush=True)
-        while True:
-            time.sleep(60)
-    except KeyboardInterrupt:
-        pass
-    finally:
-        system.stop()
-        shutil.rmtree(system.folder)
-
-
 if __name__ == "__main__":
-    main()
+    run_until_interrupted(Slurm)
