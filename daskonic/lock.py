@@ -24,7 +24,7 @@ from daskonic.errors import InputError, OutputError
 from daskonic.tensors import Array, ModelSpec, Request, TensorSpec
 from daskonic.transport import Transport
 
-__all__ = ["LAYOUT", "TOLERANCE", "Lock", "apart", "same"]
+__all__ = ["LAYOUT", "TOLERANCE", "Lock", "apart", "ask", "same"]
 
 LAYOUT = 1
 TOLERANCE = 1e-5
