@@ -105,7 +105,7 @@ def test_those_that_are_there_are_listed() -> None:
     assert dk.Features.ready.__doc__ is not None
     for name in NAMES:
         assert f'"{name}"' in dk.Features.ready.__doc__
-        assert str(dk.Features.ready(name)) == f"Features({name})"
+        assert repr(dk.Features.ready(name)) == f"Features({name})"
 
 
 def test_a_column_that_is_missing_is_named() -> None:
