@@ -25,6 +25,7 @@ from daskonic import trim as trimming
 from daskonic.config import resolve
 from daskonic.errors import ConfigError, InferenceError, ServerError
 from daskonic.features import Batch, Features, GraphRows, Rows
+from daskonic.interrupts import shielded
 from daskonic.join import Joined
 from daskonic.lazy import is_lazy, lazily
 from daskonic.plugin import aside, claim_of_task, current_pool, honoured, pool_for
@@ -120,15 +121,13 @@ class Model:
         return f"Model({self.name!r}{version}{where})"
 
     def _repr_html_(self) -> str:
-        theirs = ("those of the worker's plugin, or of Dask's configuration",)
+        servers = self._settings.servers if self._settings else ("the worker's, or the configuration's",)
         facts = {
             "version": self.version or "the one that the servers prefer",
-            "servers": ", ".join(self._settings.servers if self._settings else theirs),
+            "servers": ", ".join(servers),
             "features": str(self.features),
             "outputs": ", ".join(self.classes or self.outputs or ("all",)),
-            "rows a request": f"{self.batch_size:,} at most"
-            if self.batch_size
-            else "as many as the server takes",
+            "rows a request": f"{self.batch_size:,} at most" if self.batch_size else "what the server takes",
         }
         return display.card("Model", self.name, display.table(facts.items()))
 
@@ -249,11 +248,12 @@ class Pending:
 
 
 def _score(model: Model, objects: Any, pool: Pool, claim: Claim | None = None) -> tuple[Any, Report]:
-    """The whole way of one call, on the calling thread."""
-    return _finish(*_begin(model, objects, pool, claim))
+    """The whole way of one call."""
+    run, rows = _begin(model, objects, pool, claim or Claim())
+    return shielded(run.claim.give_up, _finish, run, rows)
 
 
-def _begin(model: Model, objects: Any, pool: Pool, claim: Claim | None) -> tuple[_Run, Rows | GraphRows]:
+def _begin(model: Model, objects: Any, pool: Pool, claim: Claim) -> tuple[_Run, Rows | GraphRows]:
     """What needs the objects themselves."""
     spec = batched(model, pool.spec(model.name, model.version))
     report = Report(
@@ -289,7 +289,7 @@ class _Run:
     spec: ModelSpec
     pool: Pool
     report: Report
-    claim: Claim | None
+    claim: Claim
 
 
 def _split(run: _Run, rows: Rows | GraphRows) -> Iterator[Batch]:
@@ -334,8 +334,7 @@ class _Window:
     def __init__(self, run: _Run, scores: Joined, *, trial: bool) -> None:
         self._calls: deque[tuple[Batch, Call]] = deque()
         self._run, self._pool, self._report = run, run.pool, run.report
-        self._key = run.model.name, run.model.version
-        self._scores = scores
+        self._key, self._scores = (run.model.name, run.model.version), scores
         self._mask, self._trial = run.model.on_failure == "mask" and not trial, trial
         # A trial holds a lock, on which the task that would have the thread meanwhile might wait.
         self._aside: Callable[[], AbstractContextManager[None]] = nullcontext if trial else aside

@@ -85,18 +85,26 @@ def test_time_is_told_by_what_it_went_into():
 # -- Ctrl-C ----------------------------------------------------------------------------------------
 
 INTERRUPTED = """
-    import json, os, signal, sys, threading, time
+    import json, os, random, signal, sys, threading, time
     import numpy as np
     import daskonic as dk
     from distributed import Client
 
-    def interrupt_after(condition):
+    def interrupt_after(condition, seconds=0.0):
         "Ctrl-C, as soon as the run is well under way."
         def wait():
             while not condition():
-                time.sleep(0.01)
+                time.sleep(0.001)
+            time.sleep(seconds)
             os.killpg(0, signal.SIGINT)
         threading.Thread(target=wait, daemon=True).start()
+
+    def settle(pool):
+        "Wait until cancelled requests have ended."
+        limit = time.monotonic() + 20
+        while pool.stats().in_flight or pool.stats().waiting:
+            assert time.monotonic() < limit, pool.stats()
+            time.sleep(0.01)
 
     X = np.ones((96, 16), "f4")
     address = sys.argv[1]
@@ -112,10 +120,7 @@ CALL = """
         how()
     except KeyboardInterrupt:
         seconds = time.monotonic() - begin
-    limit = time.monotonic() + 20
-    while model.pool().stats().in_flight or model.pool().stats().waiting:
-        assert time.monotonic() < limit, model.pool().stats()
-        time.sleep(0.01)
+    settle(model.pool())
     sent = model.pool().stats().requests_total
     again = dk.Model("sum", servers=[address], window=4)(X)
     print(json.dumps({"sent": sent, "seconds": seconds, "again": float(again[0, 0])}))
@@ -142,6 +147,22 @@ CLUSTER = """
                 time.sleep(0.01)
             print(json.dumps({"cancelled": cancelled, "kept": kept.result(), "again": float(again[0, 0]),
                               "same": client.run(os.getpid) == pids}))
+    """
+
+AT_RANDOM = """
+    model = dk.Model("sleep", servers=[address], batch_size=2, window=4)
+    model(X[:2])
+    for seed in range(60):
+        now = model.pool().stats().requests_total
+        moment = random.Random(seed).uniform(0, 0.002)
+        interrupt_after(lambda: model.pool().stats().requests_total > now + seed % 4, moment)
+        try:
+            model(X)
+        except KeyboardInterrupt:
+            pass
+    settle(model.pool())
+    stats, again = model.pool().stats(), dk.Model("sum", servers=[address], window=4)(X)
+    print(json.dumps({"in_flight": stats.in_flight, "waiting": stats.waiting, "again": float(again[0, 0])}))
     """
 
 
@@ -173,3 +194,9 @@ def test_ctrl_c_leaves_a_cluster_usable(triton):
     """Tasks of the block are cancelled, those before it are not; the workers live and take the next task."""
     facts = interrupted(CLUSTER, triton.address)
     assert facts == {"cancelled": True, "kept": 6, "again": 16.0, "same": True}
+
+
+def test_interrupts_at_any_instruction_lose_nothing(triton):
+    """Sixty calls, each interrupted at another moment: no permit is lost, no thread waits."""
+    facts = interrupted(AT_RANDOM, triton.address)
+    assert facts == {"in_flight": 0, "waiting": 0, "again": 16.0}

@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 from daskonic.config import Settings
@@ -145,7 +146,7 @@ class Pool:
                 )
         self._held.acquire()
         try:
-            future = self._background.submit(function, *arguments)
+            future = self._background.submit(copy_context().run, function, *arguments)
         except RuntimeError as error:
             self._held.release()
             raise ServerError("the pool of connections is closed (worker or plugin shut down)") from error
