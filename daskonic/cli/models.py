@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
@@ -17,13 +19,43 @@ def models() -> None:
     """Write entries of a model repository, and find what is wrong with them."""
 
 
+def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
+    """``NAME=WORDS``, repeated, as a dictionary."""
+    pairs = [text.partition("=") for text in value]
+    if not all(name and words for name, _, words in pairs):
+        raise click.BadParameter("NAME=... is needed, as in x=FP32[2,-1]")
+    return {name: words for name, _, words in pairs}
+
+
+def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:  # noqa: ARG001
+    """``1,2,4`` as numbers; none if not given."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter("numbers, separated by commas, are needed") from error
+
+
+def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """``NAME=2,50``, repeated, as shapes."""
+    return {name: _sizes(ctx, param, words) for name, words in _pairs(ctx, param, value).items()}
+
+
 @models.command()
 @click.argument("repository", type=click.Path(path_type=Path))
-@click.argument("onnx_path", metavar="FILE.onnx", type=click.Path(path_type=Path))
-@click.option("--name", help="What clients call the model; default is the file's name without .onnx.")
+@click.argument("source", metavar="FILE|MODULE:FUNCTION")
+@click.option("--name", help="What clients call the model; default is the file's or the function's name.")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version to write.")
+@click.option("--input", "inputs", multiple=True, callback=_pairs, metavar="NAME=TYPE[DIMS]",
+              help="Of a row, for TorchScript and functions, as in x=FP32[2,-1]; repeat it.")  # fmt: skip
+@click.option("--output", "outputs", multiple=True, callback=_pairs, metavar="NAME=TYPE[DIMS]",
+              help="The same for outputs, in their order.")  # fmt: skip
+@click.option(
+    "--onnx", "onnx_path", type=click.Path(path_type=Path), help="What a TensorRT plan was built from."
+)
 @click.option("--max-batch-size", type=click.IntRange(0), default=1024, show_default=True,
               help="Most rows in a request; 0 if the model has no batch dimension.")  # fmt: skip
+@click.option("--preferred-batch-sizes", callback=_sizes, metavar="N,N,...",
+              help="Rows that are executed at once, without the delay.")  # fmt: skip
 @click.option("--instances", type=click.IntRange(1), default=1, show_default=True,
               help="Copies of the model that work side by side.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of each copy.")
@@ -31,46 +63,78 @@ def models() -> None:
               help="How long a request waits for others to share its execution.")  # fmt: skip
 @click.option("--queue-size", type=click.IntRange(1),
               help="Most requests that wait; default is any number, since a limit slows Triton 2.51 down.")  # fmt: skip
-@click.option("--backend", type=click.Choice(["python", "onnxruntime"]), default="python", show_default=True,
-              help="Triton's backend: python is in every Triton, onnxruntime for production.")  # fmt: skip
-@click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True,
-              help="Where the copies work.")  # fmt: skip
+@click.option("--queue-timeout-us", type=click.IntRange(1), help="Longest wait; later requests are rejected.")
+@click.option("--latest", type=click.IntRange(1), help="Serve the latest so many versions; default is all.")
+@click.option("--backend", type=click.Choice(["python", "onnxruntime", "pytorch", "tensorrt"]),
+              help="Triton's backend: python is in every Triton, the others are for production  [default: python; "
+              "tensorrt for a plan].")  # fmt: skip
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    help="Where the copies work  [default: cpu; gpu for a plan].",
+)
+@click.option("--tensorrt", type=click.Choice(["FP32", "FP16"]),
+              help="Precision in which ONNX Runtime on a GPU uses TensorRT; default is not at all.")  # fmt: skip
+@click.option("--warm-up", multiple=True, callback=_shapes, metavar="NAME=N,N,...",
+              help="Shape of a row, for a request of zeros before the model is ready; repeat it for each input.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, help="Name of a class, in order; repeat it.")
 def add(
     repository: Path,
-    onnx_path: Path,
+    source: str,
     name: str | None,
-    version: int,
-    max_batch_size: int,
-    instances: int,
-    threads: int,
-    queue_delay_us: int,
-    queue_size: int | None,
-    backend: Literal["python", "onnxruntime"],
-    device: Literal["cpu", "gpu"],
+    inputs: dict[str, str],
+    outputs: dict[str, str],
+    onnx_path: Path | None,
+    backend: str | None,
+    device: Literal["cpu", "gpu"] | None,
+    latest: int | None,
     labels: tuple[str, ...],
+    warm_up: dict[str, tuple[int, ...]],
+    version: int,
+    **settings: Any,
 ) -> None:
-    """Add an ONNX file to REPOSITORY, or replace one of a model's versions.
+    """Add a model to REPOSITORY, or replace one of its versions.
 
-    Names, types and dimensions are read from the file.
+    It is an ONNX file, a PyTorch file of torch.export (.pt2) or TorchScript (.pt), a TensorRT engine (.plan), or a
+    function of NumPy arrays, as in physics.taggers:score. Names, types and dimensions are read from it as far as it has
+    them.
     """
-    from daskonic.server import add_onnx
+    from daskonic import server
+    from daskonic.server.function import named_function
 
-    folder = add_onnx(
-        repository,
-        name or onnx_path.stem,
-        onnx_path,
-        version=version,
-        max_batch_size=max_batch_size,
-        instances=instances,
-        threads=threads,
-        queue_delay_us=queue_delay_us,
-        queue_size=queue_size,
-        backend=backend,
-        device=device,
-        labels=labels or None,
-    )
+    settings |= {"backend": backend} if backend else {}
+    settings |= {"device": device} if device else {}
+    settings |= {"versions": latest} if latest else {}
+    what = {"version": version, "labels": labels or None, "warm_up": warm_up or None, **settings}
+    path = Path(source)
+    if path.suffix == ".onnx":
+        _refuse(
+            inputs or outputs, f"{source} has names, types and dimensions: leave --input and --output out"
+        )
+        folder = server.add_onnx(repository, name or path.stem, path, **what)
+    elif path.suffix in (".pt", ".pt2"):
+        folder = server.add_torch(
+            repository, name or path.stem, path, inputs=inputs or None, outputs=outputs or None, **what
+        )
+    elif path.suffix in (".plan", ".engine"):
+        _refuse(
+            onnx_path is None, f"say by --onnx what {source} was built from: nothing but TensorRT can read it"
+        )
+        folder = server.add_plan(repository, name or path.stem, path, Path(str(onnx_path)), **what)
+    elif ":" in source:
+        sys.path.insert(0, os.getcwd())  # as python -m does
+        function = named_function(source)
+        made = name or source.partition(":")[2]
+        folder = server.add_function(repository, made, function, inputs=inputs, outputs=outputs, **what)
+    else:
+        raise click.BadParameter(f"{source} is no .onnx, .pt2, .pt or .plan, and no module:function")
     click.echo(str(folder))
+
+
+def _refuse(wrong: object, text: str) -> None:
+    """Wrong usage, in one line."""
+    if wrong:
+        raise click.UsageError(text)
 
 
 @models.command()

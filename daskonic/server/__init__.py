@@ -5,14 +5,17 @@ from __future__ import annotations
 from daskonic.server.doctor import Finding, examine
 from daskonic.server.installation import Installation, find, install
 from daskonic.server.local import LocalServer, local_server
-from daskonic.server.repository import add_onnx
+from daskonic.server.repository import add_function, add_onnx, add_plan, add_torch
 from daskonic.server.shared import shared_server
 
 __all__ = [
     "Finding",
     "Installation",
     "LocalServer",
+    "add_function",
     "add_onnx",
+    "add_plan",
+    "add_torch",
     "examine",
     "find",
     "install",

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from daskonic.errors import InputError
-from daskonic.server.repository import read_dims
+from daskonic.server.entry import read_config
+from daskonic.server.onnx_file import read_dims
 
 __all__ = ["RULES", "Entry", "Finding", "examine"]
 
@@ -140,15 +141,11 @@ def examine(repository: str | os.PathLike[str], *, cores: int | None = None) -> 
 
 def _examine(folder: Path, cores: int) -> Iterator[Finding]:
     """One entry: whether it can be read, then rule by rule."""
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
-
-    path = folder / "config.pbtxt"
     try:
-        config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
-    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        config = read_config(folder / "config.pbtxt")
+    except InputError as error:
         yield Finding(
-            folder.name, "config", f"config.pbtxt cannot be read: {error}",
+            folder.name, "config", str(error),
             "write one by daskonic models add; a server may guess it, differently in each release",
         )  # fmt: skip
         return

@@ -1,7 +1,8 @@
-"""An ONNX model in Triton's Python backend, run by ONNX Runtime.
+"""A model in Triton's Python backend: an ONNX file run by ONNX Runtime, or a Python function.
 
-``add_onnx`` copies this file beside ``model.onnx`` as ``model.py``. It runs in Triton's own environment,
-without daskonic. Parameters in ``config.pbtxt``: ``threads``, ONNX Runtime's threads for one execution.
+``add_onnx`` copies this file beside ``model.onnx`` as ``model.py``, ``add_function`` beside ``function.py``. It runs in
+Triton's own environment, without daskonic. Parameters in ``config.pbtxt``: ``threads``, ONNX Runtime's threads for one
+execution; ``function``, the name in ``function.py``.
 """
 
 # ruff: noqa: B905  Triton's environment may have Python 3.9, whose zip knows no strict
@@ -9,12 +10,14 @@ without daskonic. Parameters in ``config.pbtxt``: ``threads``, ONNX Runtime's th
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import triton_python_backend_utils as pb_utils  # type: ignore[import-not-found]
 
 # The backend was built against NumPy 1 and reads arrays of NumPy 2 as zeros, without an error; with
@@ -33,14 +36,15 @@ class TritonPythonModel:
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         self.batched = config["max_batch_size"] > 0
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(config["parameters"]["threads"]["string_value"])
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors: warnings of the optimiser say nothing to who serves a model
-        # Threads that spin while they wait would take the cores from the other models and from the client.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
-        self.session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        folder = os.path.join(args["model_repository"], args["model_version"])
+        told = {key: value["string_value"] for key, value in config["parameters"].items()}
+        if "function" in told:
+            dtypes = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"]]
+            self.compute = _function(
+                os.path.join(folder, "function.py"), told["function"], self.outputs, dtypes
+            )
+        else:
+            self.compute = _onnx(os.path.join(folder, "model.onnx"), int(told["threads"]), self.outputs)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request, in order."""
@@ -79,13 +83,47 @@ class TritonPythonModel:
 
     def run(self, inputs: Arrays) -> Arrays:
         """Run the model on one batch."""
-        values = self.session.run(self.outputs, inputs)
+        values = self.compute(inputs)
         if self.batched:
             rows = len(inputs[self.inputs[0]])
             for name, x in zip(self.outputs, values):
                 if x.shape[:1] != (rows,):
                     raise ValueError(f"output {name} has shape {list(x.shape)} for a batch of {rows} rows")
         return dict(zip(self.outputs, values))
+
+
+def _onnx(path: str, threads: int, outputs: list[str]) -> Callable[[Arrays], list[np.ndarray]]:
+    """The outputs of an ONNX file."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors: warnings of the optimiser say nothing to who serves a model
+    # Threads that spin while they wait would take the cores from the other models and from the client.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return lambda inputs: session.run(outputs, inputs)
+
+
+def _function(
+    folder: str, name: str, outputs: list[str], dtypes: list[Any]
+) -> Callable[[Arrays], list[np.ndarray]]:
+    """What a function gives: an array, several in a tuple, or a dictionary by the outputs' names."""
+    sys.path.insert(0, folder)
+    function = getattr(importlib.import_module("function"), name)
+
+    def compute(inputs: Arrays) -> list[np.ndarray]:
+        given = function(**inputs)
+        if isinstance(given, dict):
+            given = [given[output] for output in outputs]
+        values = given if isinstance(given, (tuple, list)) else [given]
+        if len(values) != len(outputs):
+            raise ValueError(f"{name}() gives {len(values)} arrays; the outputs are {', '.join(outputs)}")
+        # float64, as NumPy likes to make it, becomes the float32 that was told; a number never becomes a flag.
+        return [np.asarray(x).astype(t, casting="same_kind", copy=False) for x, t in zip(values, dtypes)]
+
+    return compute
 
 
 def _receive(request: Any, name: str) -> np.ndarray:
