@@ -3,7 +3,7 @@
 Both begin with the same jagged toy events and end with the scores of all rows, and ONNX Runtime has one thread in either.
 On the server's way there are messages, copies and the nesting around the scores as well; but a second process, too, that
 computes while this one makes the next inputs, and rows of similar length together, where the network takes any length. The largest
-difference is told in the output's own unit and as a part of the tolerance that the script of the network declares.
+difference is absolute up to 1 and relative above, as is the tolerance that the script of the network declares.
 
     python benchmarks/bench_models.py [--rounds 5] [--seconds 2] [--models NAME ...] [--markdown]
 """
@@ -93,7 +93,7 @@ def measure(served: Served, address: str, path: Path, args: argparse.Namespace) 
             wall_s, last[way] = seconds(ways[way])
             rates[way].append(n_rows / wall_s)
     told = {p.key: p.value for p in onnx.load(path).metadata_props}
-    absolute, part = in_process.difference(last["server"], last["in process"])
+    difference = in_process.difference(last["server"], last["in process"])
     return {
         "model": served.name,
         "inputs": shape(spec.inputs),
@@ -105,8 +105,8 @@ def measure(served: Served, address: str, path: Path, args: argparse.Namespace) 
         "rows/s server": spread(rates["server"]),
         "rows/s in process": spread(rates["in process"]),
         "server / in process": ratios(rates["server"], rates["in process"]),
-        "difference": f"{absolute:.0e}" if absolute else "0",
-        "of tolerance": part,
+        "difference": f"{difference:.0e}" if difference else "0",
+        "tolerance": served.tolerance,
     }
 
 

@@ -22,13 +22,12 @@ import numpy as np
 
 from daskonic.errors import InputError, OutputError
 from daskonic.tensors import Array, ModelSpec, Request, TensorSpec
+from daskonic.tolerance import TOLERANCE, apart
 from daskonic.transport import Transport
 
-__all__ = ["LAYOUT", "TOLERANCE", "Lock", "apart", "ask", "same"]
+__all__ = ["LAYOUT", "Lock", "ask"]
 
 LAYOUT = 1
-TOLERANCE = 1e-5
-"""Absolute plus relative: float32 sums in another order, on another device or in another batch, stay below."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class Lock:
     probe, answers : dict of str to array, [rows, ...]
         Inputs, and what the locked model made of them.
     tolerance : float
-        Largest difference, absolute plus relative, of an answer that counts as the same.
+        Largest difference of an answer that counts as the same, as :func:`~daskonic.tolerance.apart` tells it.
     spread : float
         Largest difference that was seen when it was locked: between batch sizes, and between servers.
     features : str
@@ -108,10 +107,10 @@ class Lock:
         ):
             if locked != served:
                 return f"{what} {_told(served)} where {_told(locked)} was locked"
-        answers = ask(transport, spec, self.probe, self.rows, timeout_s)
-        if not same(self.answers, answers, self.tolerance):
+        difference = apart(self.answers, ask(transport, spec, self.probe, self.rows, timeout_s))
+        if difference > self.tolerance:
             return (
-                f"its answers to the probe differ by up to {apart(self.answers, answers):.2g} from those that were locked "
+                f"its answers to the probe differ by up to {difference:.2g} from those that were locked "
                 f"(tolerance {self.tolerance:g}): other weights, or other software"
             )
         return None
@@ -187,30 +186,6 @@ def ask(
     request = Request(spec.name, spec.version, inputs, tuple(t.name for t in spec.outputs), rows)
     answer = transport.submit(transport.encode(request), timeout_s).result()
     return {name: np.array(array) for name, array in transport.decode(answer).outputs.items()}
-
-
-def same(locked: Mapping[str, Array], answers: Mapping[str, Array], tolerance: float) -> bool:
-    """Whether answers agree, absolute plus relative, NaN with NaN."""
-    return all(
-        name in answers
-        and answers[name].shape == array.shape
-        and np.allclose(answers[name], array, rtol=tolerance, atol=tolerance, equal_nan=True)
-        for name, array in locked.items()
-    )
-
-
-def apart(locked: Mapping[str, Array], answers: Mapping[str, Array]) -> float:
-    """The largest absolute difference; infinite where shapes differ or only one is a number."""
-    largest = 0.0
-    for name, array in locked.items():
-        other = answers.get(name)
-        if other is None or other.shape != array.shape:
-            return np.inf
-        a, b = array.astype(np.float64), other.astype(np.float64)
-        with np.errstate(invalid="ignore"):
-            difference = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0.0, np.abs(a - b))
-        largest = max(largest, float(np.nan_to_num(difference, nan=np.inf).max(initial=0.0)))
-    return largest
 
 
 def _told(what: Any) -> str:

@@ -23,9 +23,10 @@ from daskonic.errors import (
     ServerError,
     SpecError,
 )
-from daskonic.lock import TOLERANCE, Lock, apart, ask, same
+from daskonic.lock import Lock, ask
 from daskonic.model import Model
 from daskonic.tensors import ANY, Array, ModelSpec, TensorSpec
+from daskonic.tolerance import TOLERANCE, apart
 from daskonic.transport.grpc import GrpcTransport
 
 __all__ = ["Verified", "lock", "verify"]
@@ -54,7 +55,7 @@ def lock(
         What the model is called with; the first four rows are the probe. Without them rows are invented: normally
         distributed numbers, integers 0 and 1, 16 items where the length is open.
     tolerance : float
-        Difference, absolute plus relative, up to which answers are the same.
+        Difference up to which answers are the same, absolute up to 1 and relative above.
     repository : path, optional
         Model repository of the servers where this process can see it: the SHA-256 of the model's files is kept too.
 
@@ -198,19 +199,20 @@ def _answers(
             together, apiece = _asked(transport, here, probe, settings, alone=not model.features.is_graph)
             servers[address] = transport.server(settings.connect_timeout_s)
         _refuse_nonsense(together, address)
-        if not same(together, apiece, tolerance):
+        first = first or together
+        batches_apart, servers_apart = apart(together, apiece), apart(first, together)
+        if batches_apart > tolerance:
             raise ConfigError(
-                f"{address}: rows score differently alone and together, by up to {apart(together, apiece):.2g}, which is more "
+                f"{address}: rows score differently alone and together, by up to {batches_apart:.2g}, which is more "
                 f"than the tolerance of {tolerance:g}: a score of {spec.name!r} depends on its neighbours in the batch, or "
                 "the tolerance must be larger"
             )
-        first = first or together
-        if not same(first, together, tolerance):
+        if servers_apart > tolerance:
             raise ServerError(
                 f"{address} and {next(iter(servers))} have different models under the name {spec.name!r}, version "
-                f"{here.version or 'unknown'}: answers to the same rows differ by up to {apart(first, together):.2g}"
+                f"{here.version or 'unknown'}: answers to the same rows differ by up to {servers_apart:.2g}"
             )
-        spread = max(spread, apart(together, apiece), apart(first, together))
+        spread = max(spread, batches_apart, servers_apart)
     return first, servers, spread
 
 

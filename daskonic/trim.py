@@ -21,14 +21,13 @@ from daskonic.features.buckets import Batch, Buckets, Shape, split
 from daskonic.features.rows import Rows
 from daskonic.pool import Pool
 from daskonic.tensors import Array, ModelSpec
+from daskonic.tolerance import TOLERANCE, apart
 
 __all__ = ["MODES", "floor"]
 
 logger = logging.getLogger(__name__)
 
 MODES = ("auto", "always", "never")
-TOLERANCE = 1e-5
-"""Of differences, absolute plus relative: float32 sums in another order stay far below."""
 
 Send = Callable[[Rows, Iterable[Batch]], "Scores"]
 
@@ -154,17 +153,8 @@ def _attempt(sample: Rows, batches: list[Batch], send: Send) -> dict[str, Array]
 
 def _difference(full: Mapping[str, Array], short: Mapping[str, Array], which: Array) -> str | None:
     """How far some rows are apart; None if they are the same to the tolerance."""
-    largest = 0.0
-    for name, values in full.items():
-        if values.shape != short[name].shape:
-            return f"output {name!r} changes its shape"
-        a, b = values[which].astype(np.float64), short[name][which].astype(np.float64)
-        if np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True):
-            continue
-        with np.errstate(invalid="ignore"):
-            apart = np.abs(a - b)
-        largest = max(largest, float(np.nanmax(apart, initial=0.0)) or np.inf)
-    return f"scores differ by up to {largest:.2g}" if largest else None
+    largest = apart(*({name: values[which] for name, values in way.items()} for way in (full, short)))
+    return f"scores differ by up to {largest:.2g}" if largest > TOLERANCE else None
 
 
 def _widen(checked: dict[Shape, tuple[int, int]], shape: Shape, items: list[int]) -> None:

@@ -74,7 +74,7 @@ def test_models(tmp_path):
     assert [(r["model"], r["parameters"], r["batch"]) for r in rows] == [
         ("facile", 2033, 16000), ("point_voxel", 200100, 40),
     ]  # fmt: skip
-    assert all(r["of tolerance"] < 1 for r in rows)
+    assert all(float(r["difference"]) < r["tolerance"] for r in rows)
     assert "| `point_voxel` | nx4, nx3, n | nx1, nx3 | 200,100 | 40 events |" in table
 
 

@@ -17,7 +17,7 @@ import daskonic as dk
 from daskonic import errors, server
 from daskonic.cli import main
 from daskonic.config import resolve
-from daskonic.lock import Lock, apart, same
+from daskonic.lock import Lock
 from daskonic.provenance import lock, verify
 from daskonic.tensors import ANY, TensorSpec
 
@@ -153,17 +153,6 @@ def test_fingerprint_is_of_the_numbers(addresses):
     assert locked(addresses[1]).fingerprint == made.fingerprint
     answers = {"Y": np.nextafter(made.answers["Y"], np.float32(9))}
     assert dataclasses.replace(made, answers=answers).fingerprint != made.fingerprint
-
-
-def test_apart_and_same():
-    """NaN equals NaN and nothing else; another shape is infinitely far."""
-    a = {"Y": np.array([1.0, np.nan, np.inf])}
-    assert same(a, a, 0.0)
-    assert apart(a, a) == 0
-    assert apart(a, {"Y": np.array([1.5, np.nan, np.inf])}) == 0.5
-    assert apart(a, {"Y": np.array([1.0, 2.0, np.inf])}) == np.inf
-    assert apart(a, {"Y": np.ones(2)}) == np.inf
-    assert not same(a, {}, 1.0)
 
 
 def test_not_a_lock(tmp_path):

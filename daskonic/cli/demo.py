@@ -18,7 +18,6 @@ __all__ = ["demo"]
 
 PICTURE = "demo.png"
 
-TOLERANCE = 1e-5
 """Batches of another size change the last bits of float32 sums, not more."""
 
 
@@ -48,6 +47,7 @@ def demo(output: Path, workers: int, as_json: bool) -> None:
     from daskonic.model import Model
     from daskonic.server import add_onnx, local_server
     from daskonic.tagging import tag
+    from daskonic.tolerance import TOLERANCE
     from daskonic.transport.onnx import import_onnxruntime
 
     import_onnxruntime()

@@ -70,10 +70,10 @@ def lock(
     daskonic.locks of Dask's configuration, or --lock of daskonic tag, a server is used only if it gives the same answers.
     """
     from daskonic.features import Features
-    from daskonic.lock import TOLERANCE
     from daskonic.model import Model
     from daskonic.provenance import lock as make
     from daskonic.tagging import read_file
+    from daskonic.tolerance import TOLERANCE
 
     if (file is None) != (features is None):
         raise ConfigError("a probe from jets needs both: FILE and --features YAML")

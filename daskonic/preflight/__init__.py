@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from daskonic.preflight.check import EVENTS, TOLERANCE, check
+from daskonic.preflight.check import EVENTS, check
 from daskonic.preflight.report import CheckReport, Estimate, Finding
 
-__all__ = ["EVENTS", "TOLERANCE", "CheckReport", "Estimate", "Finding", "check"]
+__all__ = ["EVENTS", "CheckReport", "Estimate", "Finding", "check"]

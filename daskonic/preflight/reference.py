@@ -10,8 +10,9 @@ import numpy as np
 
 from daskonic.errors import ConfigError, DaskonicError
 from daskonic.preflight.report import CheckReport
-from daskonic.preflight.scores import Scored, largest_difference, tensors_of
+from daskonic.preflight.scores import Scored, tensors_of
 from daskonic.tensors import ModelSpec, Request, TensorSpec
+from daskonic.tolerance import apart
 from daskonic.transport.onnx import OnnxTransport
 
 __all__ = ["compare_in_process", "onnx_file"]
@@ -79,10 +80,10 @@ def compare_in_process(
     finally:
         transport.close()
     own = {name: np.concatenate([part[name] for part in parts]) for name in names}
-    apart = report.differences["server and in process"] = largest_difference(scored.scores, own)
-    if apart > tolerance:
+    difference = report.differences["server and in process"] = apart(own, scored.scores)
+    if difference > tolerance:
         report.add(
             "reference",
-            f"the server's scores differ by up to {apart:.2g} from those of {path}: another training or version is served, or in "
+            f"the server's scores differ by up to {difference:.2g} from those of {path}: another training or version is served, or in "
             "reduced precision (FP16, TF32, TensorRT); compare the files, or raise the tolerance",
         )

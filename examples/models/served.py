@@ -17,6 +17,7 @@ from numpy.random import Generator
 import daskonic as dk
 from daskonic import server
 from daskonic.tensors import Array, ModelSpec
+from daskonic.tolerance import apart
 
 __all__ = ["InProcess", "Served"]
 
@@ -48,7 +49,7 @@ class Served:
     outputs : sequence of str, optional
         Those wanted; default is all.
     tolerance : float
-        Largest difference, absolute plus relative, between scores of other batches, padding and machines.
+        Largest difference, absolute up to 1 and relative above, between scores of other batches and padding.
     """
 
     name: str
@@ -116,21 +117,8 @@ class InProcess:
             n: np.concatenate(parts) for n, parts in zip(self.names, zip(*answers, strict=True), strict=True)
         }
 
-    def difference(self, scores: Any, expected: dict[str, Array]) -> tuple[float, float]:
-        """How far jagged scores are from these outputs at most.
-
-        Returns
-        -------
-        absolute : float
-        part : float
-            Of the tolerance; up to 1 they are equal.
-        """
-        absolute = part = 0.0
-        for name, values in expected.items():
-            nested = scores if len(expected) == 1 else scores[name]
-            flat = np.asarray(ak.to_numpy(ak.flatten(nested, axis=None)))
-            apart = np.abs(flat - values.ravel())
-            allowed = self.served.tolerance * (1 + np.abs(values.ravel()))
-            absolute = max(absolute, float(apart.max(initial=0)))
-            part = max(part, float((apart / allowed).max(initial=0)))
-        return absolute, part
+    def difference(self, scores: Any, expected: dict[str, Array]) -> float:
+        """How far jagged scores are from these outputs at most, absolute up to 1 and relative above."""
+        nested = {name: scores if len(expected) == 1 else scores[name] for name in expected}
+        flat = {name: np.asarray(ak.to_numpy(ak.flatten(x, axis=None))) for name, x in nested.items()}
+        return apart({name: values.ravel() for name, values in expected.items()}, flat)
