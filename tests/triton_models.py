@@ -75,7 +75,8 @@ class TritonPythonModel:
 
     def pooled(self, request):
         x, batch = (np.array(array(request, name)) for name in ("x", "batch"))
-        return [tensor("total", np.bincount(batch, x[:, 0])[:, None].astype(np.float32))]
+        total = np.bincount(batch, x[:, 0])[:, None].astype(np.float32)
+        return [tensor("total", np.full_like(total, x.sum()) if "forgets" in self.given else total)]
 
     def outputs(self, x):
         if self.kind == "sum":
@@ -139,8 +140,8 @@ def write_model(
         float32[any, any] without a batch dimension; ``graph_sum`` graphs as torch_geometric has them: ``x``
         float32[any, 2], ``edge_index`` int64[2, any], ``batch`` int64[any], ``u`` float32[any, 1]; for each graph
         ``total`` = sum of x u, for each node ``received`` = x[:, 0] of its neighbours, for each edge ``product``;
-        ``pooled`` without index of edges: ``x`` float32[any, 1], ``batch``, and ``total`` float32[any, 1];
-        ``fails_to_load``.
+        ``pooled`` without index of edges: ``x`` float32[any, 1], ``batch``, and ``total`` float32[any, 1],
+        which is that of all nodes if it ``forgets`` the batch; ``fails_to_load``.
     dtype : str
         Triton's type of X and Y.
     **parameters

@@ -26,7 +26,8 @@ DTYPES = ("float64", "int64", "bool")
 
 RANKS = range(5)
 ALIKE: tuple[Kind, ...] = ("transposed", "dtype", "shape")
-NAN_ADVICE = "; look at these objects, or select them away before they are scored"
+ADVICE = "; look at these objects, or select them away before they are scored"
+GRAPH_ADVICE = "; indices count within their own graph, and dk.Graph shifts them by the graphs before"
 
 
 def made(features: Features, objects: Any, spec: ModelSpec, report: CheckReport) -> Rows | GraphRows | None:
@@ -38,7 +39,8 @@ def made(features: Features, objects: Any, spec: ModelSpec, report: CheckReport)
         for kind, message in diagnosed(features, objects, spec, error):
             report.add(kind, message)
     except InputError as error:
-        report.add("values", f"{error}{NAN_ADVICE}")
+        advice = GRAPH_ADVICE if features.is_graph and "index" in str(error) else ADVICE
+        report.add("values", f"{error}{advice}")
     except DaskonicError as error:
         report.add("features", str(error))
     except Exception as error:  # noqa: BLE001 - a function of the user raises anything

@@ -1,21 +1,23 @@
-"""The same rows scored in several ways, which must not matter: batches, neighbours, padding, server or in process."""
+"""The same rows scored in several ways, which must not matter: batches, neighbours, padding, servers, in process."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from daskonic.errors import InferenceError, ResponseError
+from daskonic.errors import DaskonicError, InferenceError, ResponseError
 from daskonic.features import Batch, GraphRows, Rows
 from daskonic.preflight.report import CheckReport
-from daskonic.preflight.servers import Server
+from daskonic.preflight.servers import AT_ONCE, Server
 from daskonic.ragged import Counts
 from daskonic.tensors import Array, TensorSpec
+from daskonic.tolerance import apart
 
-__all__ = ["Scored", "compare", "largest_difference", "tensors_of"]
+__all__ = ["Scored", "compare", "tensors_of"]
 
 SAMPLE = 64
 """Rows that are scored in every way: ten requests of seven."""
@@ -80,23 +82,29 @@ class _Ways:
 
 
 def compare(
-    server: Server,
+    servers: Sequence[Server],
     rows: Rows | GraphRows,
     outputs: tuple[TensorSpec, ...],
     most: int,
     tolerance: float,
     report: CheckReport,
+    *,
+    is_trimmed: bool,
 ) -> Scored | None:
     """Score a sample in every way; None if the model cannot score it.
 
     Parameters
     ----------
+    servers : sequence of Server
+        The first one scores in every way, the others score once.
     most : int
         Rows of the largest request that a run would send.
+    is_trimmed : bool
+        Whether a run would send rows short even if that changed their scores.
     """
     if isinstance(rows, Rows):
         rows = rows.take(np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(np.int64)))
-    ways = _Ways(server, rows, outputs, report, tolerance)
+    ways = _Ways(servers[0], rows, outputs, report, tolerance)
     few = ways.split(min(FEW, most))
     try:
         single = ways.score(ways.split(1)[:FEW])
@@ -108,35 +116,23 @@ def compare(
     except (InferenceError, ResponseError) as error:
         _too_large(1, few[0].n_rows, str(error), report)
         return None
-    report.differences[f"batches of 1 and {FEW}"] = largest_difference(single, _first(scores, single))
+    report.differences[f"batches of 1 and {FEW}"] = apart(single, _first(scores, single))
     largest, rows_per_s = few[0].n_rows, 0.0
     if isinstance(rows, Rows):
         _change_neighbours(ways, scores, few[0].n_rows)
         largest, rows_per_s = _enlarge(ways, scores, most)
-        _change_padding(ways)
-    _judge(scores, tolerance, report)
+        if rows.buckets() is not None:
+            _change_padding(ways, is_trimmed=is_trimmed)
+        else:
+            _change_masked(ways, scores, few[0])
+    _judge(scores, rows, tolerance, report)
+    _change_server(ways, servers, scores, few[0])
     return Scored(rows, few, scores, largest, rows_per_s)
 
 
 def tensors_of(rows: Rows | GraphRows, batch: Batch) -> dict[str, Array]:
     """Inputs of one batch."""
     return rows.tensors(rows.features(batch.which), batch.lengths)
-
-
-def largest_difference(a: Scores, b: Scores) -> float:
-    """Between outputs of the same rows, relative for numbers above 1; infinite where only one is a number."""
-    return max((_apart(values, b[name]) for name, values in a.items()), default=0.0)
-
-
-def _apart(a: Array, b: Array) -> float:
-    """Largest difference of two arrays."""
-    if a.shape != b.shape:
-        return float("inf")
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(x - y) / np.maximum(1.0, np.abs(x))
-    apart[(np.isnan(x) & np.isnan(y)) | (x == y)] = 0.0
-    return float("inf") if np.isnan(apart).any() else float(apart.max(initial=0.0))
 
 
 def _first(scores: Scores, like: Scores) -> dict[str, Array]:
@@ -150,7 +146,7 @@ def _change_neighbours(ways: _Ways, scores: Scores, size: int) -> None:
         numbers = np.concatenate([[0], np.arange(len(ways.rows) - size + 1, len(ways.rows))])
         again = ways.score([ways.batch(numbers)])
         first = {name: values[:1] for name, values in again.items()}
-        ways.report.differences["other neighbours"] = largest_difference(first, _first(scores, first))
+        ways.report.differences["other neighbours"] = apart(first, _first(scores, first))
 
 
 def _enlarge(ways: _Ways, scores: Scores, most: int) -> tuple[int, float]:
@@ -168,7 +164,7 @@ def _enlarge(ways: _Ways, scores: Scores, most: int) -> tuple[int, float]:
             if not why:
                 expected = {name: values[numbers] for name, values in scores.items()}
                 what = f"batches of {FEW} and {size:,}"
-                ways.report.differences[what] = largest_difference(whole, expected)
+                ways.report.differences[what] = apart(whole, expected)
         size = (good + bad) // 2
     if why:
         _too_large(good, most, why, ways.report)
@@ -184,31 +180,90 @@ def _too_large(good: int, bad: int, why: str, report: CheckReport) -> None:
     )
 
 
-def _change_padding(ways: _Ways) -> None:
+def _change_padding(ways: _Ways, *, is_trimmed: bool) -> None:
     """Rows in their full length against rows as short as a run would send them."""
     buckets = ways.rows.buckets()
-    if buckets is None:
-        return
-    apart, why = 0.0, ""
+    assert buckets is not None
+    largest, why = 0.0, ""
     for shape, ends in buckets.extremes().items():
         numbers = np.unique(ends)
         full, short = (Batch(numbers, len(numbers), buckets.lengths(s)) for s in (buckets.full, shape))
         try:
-            difference = largest_difference(ways.score([full]), ways.score([short]))
+            difference = apart(ways.score([full]), ways.score([short]))
         except (InferenceError, ResponseError) as error:
             difference, why = float("inf"), f" ({error})"
-        apart = max(apart, difference)
-    ways.report.differences["long and short padding"] = apart
-    if apart > ways.tolerance:
+        largest = max(largest, difference)
+    ways.report.differences["long and short padding"] = largest
+    if largest > ways.tolerance:
+        so = (
+            "Leave out trim='always', which sends them short"
+            if is_trimmed
+            else "Rows are sent in full length"
+        )
         ways.report.add(
             "padding",
-            f"scores change by up to {apart:.2g} with the padding behind a row{why}: has the model a mask, and does it use "
-            "it everywhere? Rows are sent in full length as it is",
+            f"scores change by up to {largest:.2g} with the padding behind a row{why}: has the model a mask, and does it use "
+            f"it everywhere? {so}, and scores are those of the training only if that padded to the same length",
+            fatal=is_trimmed,
+        )
+
+
+def _change_masked(ways: _Ways, scores: Scores, batch: Batch) -> None:
+    """A batch with the numbers of each row's first item wherever a mask says padding."""
+    tensors = tensors_of(ways.rows, batch)
+    filled = dict(tensors)
+    for name, mask in tensors.items():
+        whose, is_mask, _ = name.lower().partition("mask")
+        for other, x in tensors.items():
+            alike = x.ndim == mask.ndim == 3 and x.shape[2] == mask.shape[2]
+            if is_mask and alike and other != name and other.startswith(whose):
+                filled[other] = np.where(mask[:, :1] == 0, x[..., :1], x)
+    if all(np.array_equal(x, filled[name]) for name, x in tensors.items()):
+        return
+    again = ways.server.score(filled, tuple(t.name for t in ways.outputs), batch.n_rows)
+    difference = ways.report.differences["padding of other numbers"] = apart(_first(scores, again), again)
+    if difference > ways.tolerance:
+        ways.report.add(
+            "padding",
+            f"scores change by up to {difference:.2g} with the numbers at places where the mask is 0: does the model use its "
+            "mask everywhere? They are those of the training only if that was padded with the same numbers",
             fatal=False,
         )
 
 
-def _judge(scores: Scores, tolerance: float, report: CheckReport) -> None:
+def _change_server(ways: _Ways, servers: Sequence[Server], scores: Scores, batch: Batch) -> None:
+    """A batch at every server that promises the same model."""
+    first, *others = servers
+    promised = first.spec.version, first.spec.inputs, first.spec.outputs
+    alike = [s for s in others if (s.spec.version, s.spec.inputs, s.spec.outputs) == promised]
+    if not alike:
+        return
+    tensors, names = tensors_of(ways.rows, batch), tuple(t.name for t in ways.outputs)
+
+    def difference(server: Server) -> float | DaskonicError:
+        try:
+            again = server.score(tensors, names, batch.n_rows)
+        except DaskonicError as error:
+            return error
+        return apart(_first(scores, again), again)
+
+    with ThreadPoolExecutor(min(AT_ONCE, len(alike))) as executor:
+        found = dict(zip(alike, executor.map(difference, alike), strict=True))
+    numbers = {s: d for s, d in found.items() if isinstance(d, float)}
+    for error in (d for d in found.values() if isinstance(d, DaskonicError)):
+        ways.report.add("failed", str(error))
+    ways.report.differences["servers"] = max(numbers.values(), default=0.0)
+    for server, d in numbers.items():
+        if d > ways.tolerance:
+            ways.report.add(
+                "servers differ",
+                f"{first.address} and {server.address} answer the same rows differently, by up to {d:.2g}: other weights "
+                f"under the name {first.spec.name!r}, version {first.spec.version or 'not told'}, or reduced precision (FP16, "
+                "TF32) on one of them; find out which is right, lock it (daskonic lock, daskonic.locks), or raise the tolerance",
+            )
+
+
+def _judge(scores: Scores, rows: Rows | GraphRows, tolerance: float, report: CheckReport) -> None:
     """What the scores and their differences mean."""
     for name, values in scores.items():
         bad = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
@@ -226,6 +281,8 @@ def _judge(scores: Scores, tolerance: float, report: CheckReport) -> None:
             "training mode (batch normalisation), or does it sum over the batch? Export it anew after model.eval(), or "
             "send rows one by one: dk.Model(..., batch_size=1)",
         )
+    elif among and isinstance(rows, GraphRows):
+        report.add("neighbours", _blame_index(rows, max(among.values())))
     elif among:
         worst = max(among, key=lambda what: among[what])
         report.add(
@@ -233,3 +290,14 @@ def _judge(scores: Scores, tolerance: float, report: CheckReport) -> None:
             f"scores differ by up to {among[worst]:.2g} between {worst}: they depend on the number of rows in a batch, or on the "
             "place in it; if reduced precision (FP16, TF32) explains that much, raise the tolerance, else export the model anew",
         )
+
+
+def _blame_index(rows: GraphRows, difference: float) -> str:
+    """Which numbers of nodes may have been left as they are."""
+    whole = [g.tensor.name for g in rows.inputs if g.tensor.dtype.kind in "iu" and not g.targets]
+    index = f"is {' or '.join(whole)} an index, and missing in dk.Graph(index=...)? Or " if whole else ""
+    return (
+        f"the score of a graph changes by up to {difference:.2g} with the graphs before it in a request: {index}does the model "
+        "sum over all nodes, instead of those with the same batch index? Or send graphs one by one: "
+        "dk.Model(..., batch_size=1)"
+    )
