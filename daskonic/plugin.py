@@ -51,6 +51,13 @@ class InferencePlugin(WorkerPlugin):
     **settings
         Any other key of ``daskonic.yaml`` with underscores, such as ``window=4``.
 
+    Attributes
+    ----------
+    settings : Settings
+    cores : int or None
+        What a worker has, where it has more threads than that, as in daskonic's own clusters: the others are for tasks
+        that wait.
+
     Raises
     ------
     ConfigError
@@ -66,6 +73,7 @@ class InferencePlugin(WorkerPlugin):
 
     def __init__(self, servers: Iterable[str] | str | None = None, **settings: Any) -> None:
         self.settings = resolve(servers, **settings)
+        self.cores: int | None = None
         self._forget()
         Pool(self.settings)  # no server named: say so here, not in a task
 
@@ -90,10 +98,10 @@ class InferencePlugin(WorkerPlugin):
         return display.card("InferencePlugin", "on every worker, late ones too", display.table(facts.items()))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self.settings}
+        return {"settings": self.settings, "cores": self.cores}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.settings = state["settings"]
+        self.settings, self.cores = state["settings"], state["cores"]
         self._forget()
 
     def _forget(self) -> None:
@@ -103,12 +111,15 @@ class InferencePlugin(WorkerPlugin):
         self._shareholder: Shareholder | None = None
         self._claims: dict[Hashable, weakref.WeakSet[Claim]] = {}
         self._claims_lock = threading.Lock()
+        self._spare_threads = 0
         self._aside = 0
         self._in_place: set[int] = set()
 
     def setup(self, worker: Worker) -> None:
         """Build the pool, without connecting."""
         _keep_large_buffers()
+        if self.cores is not None:
+            self._spare_threads = worker.state.nthreads - self.cores
         limits = self.settings.limits
         if limits:
             self._share = Share(*(0 if math.isfinite(limit) else limit for limit in limits))
@@ -141,26 +152,23 @@ class InferencePlugin(WorkerPlugin):
         return claim
 
     def step_aside(self) -> bool:
-        """Whether one more task may wait beside those that have a thread."""
+        """Whether a task that begins to wait leaves its thread to others; otherwise it waits in place."""
         with self._claims_lock:
-            room = self._aside < self.settings.partitions_held
-            self._aside += room
-            return room
+            is_wanted = len(self._in_place) >= self._spare_threads
+            leaves = is_wanted and self._aside < self.settings.partitions_held
+            if leaves:
+                self._aside += 1
+            else:
+                self._in_place.add(threading.get_native_id())
+            return leaves
 
     def step_back(self) -> None:
-        """Its wait is over."""
+        """Its wait is over, wherever that was."""
         with self._claims_lock:
-            self._aside -= 1
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """A task waits and keeps its thread."""
-        thread = threading.get_native_id()
-        self._in_place.add(thread)
-        try:
-            yield
-        finally:
-            self._in_place.discard(thread)
+            if (thread := threading.get_native_id()) in self._in_place:
+                self._in_place.remove(thread)
+            else:
+                self._aside -= 1
 
     def waiting_threads(self) -> set[int]:
         """Threads that wait for servers: they have nothing to do now, but will."""
@@ -192,17 +200,17 @@ def aside() -> Iterator[None]:
 
     Code of tasks still runs on as many threads at a time as the worker has: when the wait is over, this one waits for
     its turn. So a worker of one thread, chosen perhaps for code that is not thread-safe, is busy too. Tasks held in
-    memory that way are bounded by ``partitions_held``; a task beyond that waits on its thread.
+    memory that way are bounded by ``partitions_held``; a task beyond that waits on its thread. So does one whose
+    thread is not needed, because the worker has more of them than cores: handing it on costs about a millisecond.
     """
     plugin = _here()
     if plugin is None or not getattr(thread_state, "proceed", False):
         yield
         return
-    if not plugin.step_aside():
-        with plugin.in_place():
-            yield
-        return
     try:
+        if not plugin.step_aside():
+            yield
+            return
         secede()  # type: ignore[no-untyped-call]
         try:
             yield

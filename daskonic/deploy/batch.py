@@ -111,6 +111,7 @@ def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **paramet
 
     module = importlib.import_module(f"daskonic.deploy.{system}")
     options = _options(system, **parameters)
+    plugin.cores = max(1, options["cores"] // options["processes"])
     with dask.config.set(
         {"distributed.scheduler.worker-saturation": 1.0}
     ):  # what waits, waits at the scheduler

@@ -66,6 +66,7 @@ def local_cluster(
     """
     plugin = InferencePlugin(servers, **(settings or {}))
     kwargs.setdefault("dashboard_address", ":0")
+    plugin.cores = 1
     cluster = LocalCluster(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker or dask.config.get("daskonic.threads-per-core"),
