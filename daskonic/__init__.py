@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from daskonic.processor import TwoPhaseProcessor as TwoPhaseProcessor
     from daskonic.report import Report as Report
     from daskonic.server import LocalServer as LocalServer
+    from daskonic.server import loaded as loaded
     from daskonic.server import local_server as local_server
     from daskonic.watching import progress as progress
 
@@ -55,6 +56,7 @@ _HOMES = {
     "htcondor_cluster": "deploy",
     "link_constituents": "constituents",
     "secondary_vertices": "constituents",
+    "loaded": "server",
     "local_cluster": "deploy",
     "local_server": "server",
     "progress": "watching",
@@ -79,6 +81,7 @@ __all__ = [
     "current_pool",
     "htcondor_cluster",
     "link_constituents",
+    "loaded",
     "local_cluster",
     "local_server",
     "progress",

@@ -16,7 +16,7 @@ COMMANDS = {
     "check": "Find out with a few events what is wrong with a run, and what it will cost.",
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
     "lock": "Write down what a model is, so that it can be recognised.",
-    "models": "Write entries of a model repository, and find what is wrong with them.",
+    "models": "Write entries of a model repository, mend them, and bring them to servers.",
     "serve": "Run a Triton server on this machine until Ctrl-C.",
     "tag": "Score the jets of ROOT or Parquet files.",
     "verify": "Ask every server whether it still has a locked model.",

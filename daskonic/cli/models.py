@@ -11,12 +11,18 @@ from typing import Any, Literal
 
 import click
 
+from daskonic.cli.loading import list_, load, unload
+
 __all__ = ["models"]
 
 
 @click.group()
 def models() -> None:
-    """Write entries of a model repository, and find what is wrong with them."""
+    """Write entries of a model repository, find what is wrong with them, and bring them to servers."""
+
+
+for command in (list_, load, unload):
+    models.add_command(command)
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001

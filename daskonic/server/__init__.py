@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from daskonic.server.doctor import Finding, examine
 from daskonic.server.installation import Installation, find, install
+from daskonic.server.loading import Loaded, listed, load, loaded, unload
 from daskonic.server.local import LocalServer, local_server
 from daskonic.server.repository import add_function, add_onnx, add_plan, add_torch
 from daskonic.server.shared import shared_server
@@ -11,6 +12,7 @@ from daskonic.server.shared import shared_server
 __all__ = [
     "Finding",
     "Installation",
+    "Loaded",
     "LocalServer",
     "add_function",
     "add_onnx",
@@ -19,6 +21,10 @@ __all__ = [
     "examine",
     "find",
     "install",
+    "listed",
+    "load",
+    "loaded",
     "local_server",
     "shared_server",
+    "unload",
 ]

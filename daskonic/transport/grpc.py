@@ -19,7 +19,7 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -253,6 +253,24 @@ class GrpcTransport:
         return tuple(
             Listed(m.name, m.version, m.state.removeprefix("State."), m.reason) for m in answer.models
         )
+
+    def load(self, model: str, config: str, files: Mapping[str, bytes], timeout_s: float) -> None:
+        """Let the server load a model that it has not: its configuration as JSON, and its files by their paths."""
+        request = pb.RepositoryModelLoadRequest(model_name=model)
+        request.parameters["config"].string_param = config
+        for path, content in files.items():
+            request.parameters[f"file:{path}"].bytes_param = content
+        self._call("RepositoryModelLoad", request, timeout_s)
+
+    def unload(self, model: str, timeout_s: float) -> None:
+        """Let the server forget a model; requests under way are answered."""
+        self._call("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=model), timeout_s)
+
+    def configs(self, timeout_s: float) -> list[Any]:
+        """Configurations of all models that are loaded, also of those that are in no repository."""
+        told = self._call("ModelStatistics", pb.ModelStatisticsRequest(), timeout_s).model_stats
+        found = [self._config(name, "", timeout_s) for name in sorted({model.name for model in told})]
+        return [config for config in found if config is not None]
 
     def server(self, timeout_s: float) -> str:
         """Name and version of the server's software."""
