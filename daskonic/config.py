@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ from dask.utils import parse_bytes, parse_timedelta
 from daskonic.errors import ConfigError
 
 __all__ = [
+    "FLEET",
     "NO_CREDENTIALS",
     "NO_LIMITS",
     "Credentials",
     "Limits",
     "Settings",
+    "fleet_folder",
     "host_of",
     "refuse_plain_secrets",
     "resolve",
@@ -37,6 +40,8 @@ DEFAULTS: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("daskonic.yam
 dask.config.update_defaults(DEFAULTS)
 
 ADDRESS = re.compile(r"^(?:(?P<scheme>grpcs?)://)?(?P<target>unix:.+|\[[0-9a-fA-F:.]+\]:\d+|[^/:\s]+:\d+)$")
+FLEET = "fleet:"
+"""What servers begin with that stand for those of a fleet: ``fleet:NAME``, or ``fleet:`` and the path of its folder."""
 HEADER = re.compile(r"^(?!grpc-)[a-z0-9_.-]+(?<!-bin)$")
 
 
@@ -103,7 +108,8 @@ class Settings:
     Attributes
     ----------
     servers : tuple of str
-        gRPC targets: ``host:port``, and ``grpcs://host:port`` for those spoken to by TLS.
+        gRPC targets: ``host:port``, and ``grpcs://host:port`` for those spoken to by TLS; ``fleet:/path`` for those that a
+        fleet has at the moment.
     window : int or None
         Requests in flight per server; None where it is found.
     endpoints_per_worker : int
@@ -314,13 +320,32 @@ def _addresses(servers: Iterable[str] | str, *, tls: bool = False) -> tuple[str,
     return tuple(dict.fromkeys(_address(s, tls=tls) for s in listed))
 
 
+def fleet_folder(name: str) -> Path:
+    """Folder of a fleet: a path is taken as it is, a name is one in ``daskonic.fleets``.
+
+    Raises
+    ------
+    ConfigError
+        It is neither.
+    """
+    if os.sep in name:
+        return Path(name).expanduser().absolute()
+    if not re.fullmatch(r"[\w-][\w.-]*", name):
+        raise ConfigError(
+            f"fleet {name!r} needs a name of letters, digits, '-', '_' and '.', or the path of a folder"
+        )
+    return Path(dask.config.get("daskonic.fleets")).expanduser().absolute() / name
+
+
 def _address(server: object, *, tls: bool) -> str:
-    """One ``host:port``; ConfigError if it is not one."""
+    """One ``host:port``, or ``fleet:/path``; ConfigError if it is neither."""
+    if isinstance(server, str) and server.strip().startswith(FLEET):
+        return f"{FLEET}{fleet_folder(server.strip().removeprefix(FLEET))}"
     found = ADDRESS.match(server.strip()) if isinstance(server, str) else None
     if found is None:
         raise ConfigError(
             f"server address {server!r} is not HOST:PORT of a gRPC port (for Triton usually 8001), "
-            "such as triton-a:8001"
+            "such as triton-a:8001, or fleet:NAME"
         )
     target = found["target"]
     if target.startswith("unix:"):

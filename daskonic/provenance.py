@@ -25,6 +25,7 @@ from daskonic.errors import (
 )
 from daskonic.lock import Lock, ask
 from daskonic.model import Model
+from daskonic.pool.discovery import servers_now
 from daskonic.tensors import ANY, Array, ModelSpec, TensorSpec
 from daskonic.tolerance import TOLERANCE, apart
 from daskonic.transport.grpc import GrpcTransport
@@ -136,7 +137,7 @@ def verify(
     """
     if repository is not None:
         _refuse_other_files(locked, Path(repository))
-    return [_verified(locked, address, settings) for address in settings.servers]
+    return [_verified(locked, address, settings) for address in servers_now(settings.servers)]
 
 
 def _verified(locked: Lock, address: str, settings: Settings) -> Verified:
@@ -193,7 +194,7 @@ def _answers(
     first: dict[str, Array] = {}
     servers: dict[str, str] = {}
     spread = 0.0
-    for address in settings.servers:
+    for address in servers_now(settings.servers):
         with closing(_connected(address, settings)) as transport:
             here = transport.model_spec(spec.name, spec.version, settings.connect_timeout_s)
             together, apiece = _asked(transport, here, probe, settings, alone=not model.features.is_graph)

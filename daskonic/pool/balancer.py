@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 from collections import deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,8 @@ class Balancer:
         fallback: Endpoint | None = None,
         share: Share | None = None,
     ) -> None:
-        self._line = list(endpoints)
-        rng.shuffle(self._line)
+        self._known: list[Endpoint] = []
+        self._line: list[Endpoint] = []
         self._most = most
         self._rng = rng
         self._fallback = fallback
@@ -101,6 +102,26 @@ class Balancer:
         self._sent = 0
         self._probe_again = 0
         self.second_total = 0
+        self.change(endpoints)
+
+    def change(self, endpoints: Sequence[Endpoint]) -> None:
+        """Others from now on. Those that left get no more requests; a new one takes a place in the line by chance.
+
+        So a worker's part of them changes as little as it can, and those of all workers together stay even.
+        """
+        self._known += [e for e in endpoints if e not in self._known]
+        self._line = [e for e in self._line if e in endpoints]
+        for endpoint in endpoints:
+            if endpoint not in self._line:
+                endpoint.forget_models()  # another server may be there by now
+                if self._line:
+                    endpoint.window.begin_at(statistics.fmean(e.window.limit for e in self._line))
+                self._line.insert(self._rng.randrange(len(self._line) + 1), endpoint)
+
+    @property
+    def line(self) -> Sequence[Endpoint]:
+        """Endpoints that may be asked, in this worker's order."""
+        return self._line
 
     def active(self, now: float, key: ModelKey | None = None) -> list[Endpoint]:
         """The endpoints in use, for a model: the first in this worker's line that are not away and may have it.
@@ -114,12 +135,12 @@ class Balancer:
         return (able or there or self._line)[: self._most]
 
     def idle(self, now: float) -> list[Endpoint]:
-        """Endpoints out of use: they stood in for others, or others stand in for them.
+        """Endpoints out of use: they stood in for others, or others stand in for them, or they have left.
 
         Their connections are closed, or a worker would have more than its part.
         """
         active = [e for key in self._keys or (None,) for e in self.active(now, key)]
-        return [e for e in self._line if e.in_flight == 0 and e not in active]
+        return [e for e in self._known if e.in_flight == 0 and e not in active]
 
     def room(self, now: float) -> int:
         """Requests that may be in flight at all endpoints together."""

@@ -4,19 +4,63 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import time
 import zlib
+from typing import TYPE_CHECKING
 
-from daskonic.errors import ConfigError, DaskonicError, ModelNotFoundError, NotReadyError
+from daskonic.errors import (
+    ConfigError,
+    DaskonicError,
+    DeadlineError,
+    ModelNotFoundError,
+    NotReadyError,
+    UnavailableError,
+)
 from daskonic.lock import Lock
+from daskonic.pool.call import job_left_s
+from daskonic.pool.check import refuse_disagreement
 from daskonic.tensors import ModelSpec
 from daskonic.transport import Transport
 
-__all__ = ["described", "read_lock", "worst"]
+if TYPE_CHECKING:
+    from daskonic.pool.pool import Pool
 
+__all__ = ["described", "first_contact", "read_lock"]
+
+RETRY_PAUSE_S = 0.2
 TOLD = 10
 """Of many endpoints' errors so many are quoted."""
 
 logger = logging.getLogger(__name__)
+
+
+def first_contact(pool: Pool, model: str, version: str) -> ModelSpec:
+    """Ask every endpoint for a model until one answers; see :meth:`Pool.spec`."""
+    key, settings, begin = (model, version), pool.settings, time.monotonic()
+    patience_s = min(settings.timeout_s, job_left_s()) if pool.has_fleets else settings.connect_timeout_s
+    deadline = begin + patience_s
+    said: dict[str, DaskonicError] = {}
+    while True:
+        asked = pool.candidates(key)
+        errors = []
+        for i, endpoint in enumerate(asked):  # one that hangs leaves time for the others
+            share_s = min((deadline - time.monotonic()) / (len(asked) - i), settings.connect_timeout_s)
+            errors.append(pool.ask(endpoint, key, version, max(share_s, 0.1)))
+        described = [(e, e.specs.get(key)) for e in asked]
+        found = {e.address: spec for e, spec in described if spec is not None}
+        if found:
+            refuse_disagreement(list(found.values()), list(found))
+            return next(iter(found.values()))
+        said |= {e.address: error for e, error in zip(asked, errors, strict=True) if error is not None}
+        failures = [e for e in errors if e is not None]
+        may_pass = not asked or any(e.retryable or isinstance(e, DeadlineError) for e in failures)
+        is_lacking = bool(asked) and all(isinstance(e, ModelNotFoundError) for e in failures)
+        if is_lacking and pool.is_elsewhere(key) and time.monotonic() < deadline:
+            time.sleep(RETRY_PAUSE_S if pool.promises(model) else 0.0)
+            continue  # other endpoints have not been asked yet
+        if not may_pass or time.monotonic() >= deadline:
+            raise _worst(list(said.values())) if said else UnavailableError(pool.no_server(key))
+        time.sleep(RETRY_PAUSE_S)
 
 
 def described(
@@ -77,7 +121,7 @@ def read_lock(text: str) -> Lock:
         raise ConfigError("daskonic.locks has a file that daskonic lock did not write") from error
 
 
-def worst(errors: list[DaskonicError]) -> DaskonicError:
+def _worst(errors: list[DaskonicError]) -> DaskonicError:
     """One error for several endpoints: a permanent one explains more than one that may pass."""
     first = min(errors, key=lambda e: e.retryable)
     if len(errors) == 1:

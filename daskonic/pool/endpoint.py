@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from daskonic.errors import ServerError
+from daskonic.errors import DaskonicError, ServerError
 from daskonic.pool.breaker import Breaker, full_jitter
 from daskonic.pool.stats import EndpointStats
 from daskonic.pool.window import Window
 from daskonic.tensors import ModelSpec
 from daskonic.transport import Account, Transport
 
-__all__ = ["Endpoint", "ModelKey"]
+__all__ = ["Endpoint", "ModelKey", "tell_health"]
+
+logger = logging.getLogger(__name__)
 
 ModelKey = tuple[str, str]
 """Name and version as the user asked for them."""
@@ -113,6 +116,16 @@ class Endpoint:
         )
         absence.until = now + wait_s
 
+    def heard(self, key: ModelKey, account: Account | None) -> None:
+        """Its own account of a model; the first one has nothing to be compared with."""
+        known = self.accounts.get(key)
+        self.accounts[key] = account
+        if account is not None and known is not None and account.requests > known.requests:
+            n = account.requests - known.requests
+            told_s = (account.queue_s - known.queue_s) / n, (account.compute_s - known.compute_s) / n
+            self.told_s[key] = told_s
+            self.window.told(*told_s)
+
     def forget_models(self) -> None:
         """It went away: what comes back in its place may be another server."""
         self.specs.clear()
@@ -156,3 +169,11 @@ class Endpoint:
         transport = self.detach()
         if transport is not None:
             transport.close()
+
+
+def tell_health(endpoint: Endpoint, openings: int, error: DaskonicError | None) -> None:
+    """One line when an endpoint goes away, and one when it is back, however many requests notice it."""
+    if endpoint.breaker.openings and not openings:
+        logger.warning("%s is away, its requests go elsewhere or wait: %s", endpoint.address, error)
+    elif openings and not endpoint.breaker.openings:
+        logger.warning("%s is back", endpoint.address)

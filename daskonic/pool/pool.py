@@ -32,10 +32,10 @@ from daskonic.errors import (
 )
 from daskonic.pool.balancer import Balancer, Permit
 from daskonic.pool.call import Call, job_left_s
-from daskonic.pool.check import refuse_disagreement
 from daskonic.pool.claim import Claim
-from daskonic.pool.contact import described, read_lock, worst
-from daskonic.pool.endpoint import Endpoint, ModelKey
+from daskonic.pool.contact import described, first_contact, read_lock
+from daskonic.pool.discovery import Discovery
+from daskonic.pool.endpoint import Endpoint, ModelKey, tell_health
 from daskonic.pool.fallback import fallback_endpoint
 from daskonic.pool.share import Share
 from daskonic.pool.stats import PoolStats
@@ -49,7 +49,6 @@ Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
-RETRY_PAUSE_S = 0.2
 ACCOUNT_EVERY_S, FIRST_ACCOUNTS_S = 10.0, 1.0
 
 
@@ -89,14 +88,16 @@ class Pool:
         # Not the same part of the servers as other workers use, and after a restart not the same again: if one part
         # is worse, nobody is stuck with it.
         rng = random.Random(f"{platform.node()} {os.getpid()} {settings.servers}")
-        self._endpoints = [Endpoint(address, connect, settings.window, rng) for address in settings.servers]
+        self._endpoint = functools.partial(Endpoint, connect=connect, window=settings.window, rng=rng)
+        self._endpoints: dict[str, Endpoint] = {}
         self._fallback = fallback_endpoint(settings, rng)
         self._locks = {lock.model: lock for lock in map(read_lock, settings.locks)}
         if share is None and settings.limits:
             share = Share(*settings.limits)
         self._share = share
-        self._balancer = Balancer(self._endpoints, settings.endpoints_per_worker, rng, self._fallback, share)
+        self._balancer = Balancer((), settings.endpoints_per_worker, rng, self._fallback, share)
         self._condition = threading.Condition()
+        self._discovery = Discovery(settings.servers, self._change)
         if share is not None:
             share.subscribe(self.wake)
         self._contact = threading.Lock()
@@ -116,13 +117,14 @@ class Pool:
         ModelNotFoundError
             No endpoint has it.
         UnavailableError
-            No endpoint answers within ``connect_timeout_s``.
+            No endpoint answers within ``connect_timeout_s``, or, where a fleet has none yet, within ``timeout_s``.
         ServerError
             Endpoints disagree on the model's inputs or outputs.
         """
         with self._contact:
             if (model, version) not in self._specs:
-                self._specs[model, version] = self._first_contact(model, version)
+                self._discovery.start()
+                self._specs[model, version] = first_contact(self, model, version)
             return self._specs[model, version]
 
     def submit(self, request: Request, spec: ModelSpec, key: ModelKey, claim: Claim | None = None) -> Call:
@@ -171,6 +173,7 @@ class Pool:
                 self._share.unsubscribe(self.wake)
             self._closed = True
             self._condition.notify_all()
+        self._discovery.stop()
         if self._background is not None:
             self._background.shutdown(wait=False, cancel_futures=True)
         for endpoint in self._all():
@@ -178,36 +181,39 @@ class Pool:
 
     def _all(self) -> list[Endpoint]:
         """Every endpoint, the fallback last."""
-        return [*self._endpoints, *([self._fallback] if self._fallback is not None else [])]
+        return [*self._endpoints.values(), *([self._fallback] if self._fallback is not None else [])]
+
+    def _change(self, addresses: tuple[str, ...]) -> None:
+        """These are the servers from now on; requests at others end there."""
+        with self._condition:
+            self._endpoints |= {a: self._endpoint(a) for a in addresses if a not in self._endpoints}
+            self._balancer.change([self._endpoints[address] for address in addresses])
+            idle = self._detach_idle()
+            self._condition.notify_all()
+        _close(idle)
+
+    def _detach_idle(self) -> list[Transport]:
+        """Connections out of use, to be closed; under the lock, or somebody gets a permit for one of them in between."""
+        idle = [endpoint.detach() for endpoint in self._balancer.idle(time.monotonic())]
+        return [connection for connection in idle if connection is not None]
 
     # -- first contact ---------------------------------------------------------------------------
 
-    def _first_contact(self, model: str, version: str) -> ModelSpec:
-        """Ask every endpoint for the model until one answers."""
-        key, deadline = (model, version), time.monotonic() + self.settings.connect_timeout_s
-        said: dict[str, DaskonicError] = {}
-        while True:
-            with self._condition:
-                asked = sorted(self._balancer.active(time.monotonic(), key), key=lambda e: e.address)
-            errors = []
-            for i, endpoint in enumerate(asked):  # one that hangs leaves time for the others
-                share_s = (deadline - time.monotonic()) / (len(asked) - i)
-                errors.append(self.ask(endpoint, key, version, max(share_s, 0.1)))
-            described = [(e, e.specs.get(key)) for e in asked]
-            found = {e.address: spec for e, spec in described if spec is not None}
-            if found:
-                refuse_disagreement(list(found.values()), list(found))
-                return next(iter(found.values()))
-            failures = [e for e in errors if e is not None]
-            said |= {e.address: error for e, error in zip(asked, errors, strict=True) if error is not None}
-            self._refuse_closed()
-            may_pass = any(e.retryable or isinstance(e, DeadlineError) for e in failures)
-            is_lacking = all(isinstance(e, ModelNotFoundError) for e in failures)
-            if is_lacking and self.is_elsewhere(key) and time.monotonic() < deadline:
-                continue  # other endpoints have not been asked yet
-            if not may_pass or time.monotonic() >= deadline:
-                raise worst(list(said.values()))
-            time.sleep(RETRY_PAUSE_S)
+    def candidates(self, key: ModelKey) -> list[Endpoint]:
+        """Endpoints to be asked for a model, in the order of their addresses; none while a fleet has no server."""
+        self._refuse_closed()
+        self._want()
+        with self._condition:
+            return sorted(self._balancer.active(time.monotonic(), key), key=lambda e: e.address)
+
+    @property
+    def has_fleets(self) -> bool:
+        """Whether servers come and go."""
+        return bool(self._discovery)
+
+    def promises(self, model: str) -> bool:
+        """Whether a fleet has a model, though perhaps no server of it just now."""
+        return self._discovery.promises(model)
 
     def ask(self, endpoint: Endpoint, key: ModelKey, version: str, timeout_s: float) -> DaskonicError | None:
         """Let an endpoint describe the model, in this version; what went wrong is returned."""
@@ -224,7 +230,7 @@ class Pool:
             with self._condition:
                 openings = endpoint.breaker.openings
                 endpoint.breaker.failed(time.monotonic())
-            _tell_health(endpoint, openings, error)
+            tell_health(endpoint, openings, error)
             return error
         if key not in endpoint.accounts:
             self._read_account(endpoint, key)
@@ -248,13 +254,14 @@ class Pool:
                 while True:
                     self._refuse_closed()
                     refuse()
+                    self._want()
                     now = time.monotonic()
                     permit = self._balancer.pick(key, kind, now, avoid, nbytes)
                     if permit is not None:
                         self._tell_fallback(permit.endpoint)
                         return permit
                     if now >= deadline:
-                        raise DeadlineError(self._no_permit(key, now))
+                        raise DeadlineError(self.no_server(key))
                     self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
             finally:
                 self._waiting.discard(threading.get_native_id())
@@ -293,18 +300,17 @@ class Pool:
         with self._condition:
             now, openings = time.monotonic(), permit.endpoint.breaker.openings
             self._balancer.ended(permit, now, error, given_up=given_up)
-            # under the lock: nobody may get a permit for one of them in between
-            idle = [e.detach() for e in self._balancer.idle(now)]
+            idle = self._detach_idle()
             self._condition.notify_all()
-        _tell_health(permit.endpoint, openings, error)
+        tell_health(permit.endpoint, openings, error)
         if self._share is not None:
             self._share.wake(but=self.wake)
         if permit.endpoint is self._fallback and isinstance(error, UnavailableError):
             # the process that had the node's server has ended: find it anew
-            idle.append(permit.endpoint.detach())
-        connections = [transport for transport in idle if transport is not None]
-        if connections:  # closing may ask a server that hangs, and this is the transport's thread
-            threading.Thread(target=_close, args=(connections,), name="daskonic-close", daemon=True).start()
+            transport = permit.endpoint.detach()
+            idle += [] if transport is None else [transport]
+        if idle:  # closing may ask a server that hangs, and this is the transport's thread
+            threading.Thread(target=_close, args=(idle,), name="daskonic-close", daemon=True).start()
 
     def _tell_fallback(self, endpoint: Endpoint) -> None:
         """Say when calls go on without servers, and when they are back."""
@@ -338,13 +344,7 @@ class Pool:
             logger.info("%s tells no statistics: %s", endpoint.address, error)
             return
         with self._condition:
-            known = endpoint.accounts.get(key)
-            endpoint.accounts[key] = account
-            if account is not None and known is not None and account.requests > known.requests:
-                n = account.requests - known.requests
-                told_s = (account.queue_s - known.queue_s) / n, (account.compute_s - known.compute_s) / n
-                endpoint.told_s[key] = told_s
-                endpoint.window.told(*told_s)
+            endpoint.heard(key, account)
 
     @property
     def is_closed(self) -> bool:
@@ -356,11 +356,14 @@ class Pool:
         with self._condition:
             return self._balancer.room(time.monotonic())
 
-    def _no_permit(self, key: ModelKey, now: float) -> str:
+    def no_server(self, key: ModelKey) -> str:
         """Why no permit could be had."""
-        states = ", ".join(f"{e.address} {e.state(key, now)}" for e in self._balancer.active(now, key))
+        with self._condition:
+            now = time.monotonic()
+            states = [f"{e.address} {e.state(key, now)}" for e in self._balancer.active(now, key)]
+        why = ", ".join(states) or self._discovery.without()
         limit = "" if self._share is None else f"; {self._share}"
-        return f"no server could take the request within {self.settings.timeout_s:g} s: {states}{limit}"
+        return f"no server could take the request within {self.settings.timeout_s:g} s: {why}{limit}"
 
     def lost(self, permit: Permit) -> bool:
         """Its endpoint has another version of the model by now; whether another endpoint may have the right one."""
@@ -372,12 +375,17 @@ class Pool:
         """Whether some endpoint, or another than ``but``, may have the model, now or soon."""
         now = time.monotonic()
         with self._condition:
-            return any(e is not but and not e.is_without(key, now) for e in self._endpoints)
+            here = any(e is not but and not e.is_without(key, now) for e in self._balancer.line)
+        return here or self._discovery.promises(key[0])
 
     def count_retry(self) -> None:
         """One more attempt of the same request."""
         with self._condition:
             self._retries_total += 1
+
+    def _want(self) -> None:
+        """There is a request to be sent; fleets hear of it."""
+        self._discovery.want(alone=not self._balancer.line and self._fallback is None)
 
     def _refuse_closed(self) -> None:
         """ServerError once the pool is closed."""
@@ -389,11 +397,3 @@ def _close(connections: list[Transport]) -> None:
     """Of endpoints that are out of use."""
     for transport in connections:
         transport.close()
-
-
-def _tell_health(endpoint: Endpoint, openings: int, error: DaskonicError | None) -> None:
-    """One line when an endpoint goes away, and one when it is back, however many requests notice it."""
-    if endpoint.breaker.openings and not openings:
-        logger.warning("%s is away, its requests go elsewhere or wait: %s", endpoint.address, error)
-    elif openings and not endpoint.breaker.openings:
-        logger.warning("%s is back", endpoint.address)

@@ -102,6 +102,11 @@ class Window:
         if now - self._cut_at >= latency_s:  # once per round trip: the answers that follow saw the same queue
             self._cut(now, max(1 - 0.5 * (ratio - target) / ratio, LEAST_LEFT))
 
+    def begin_at(self, limit: float) -> None:
+        """Before the first request: as much as servers of its kind take, whether they have much room or little."""
+        if self._fixed is None:
+            self._set(limit)
+
     def told(self, queue_s: float, compute_s: float) -> None:
         """A server's own account: mean times of the requests since the last one, whoever sent them."""
         for kind, (count, sum_s) in self._latest.items():

@@ -18,6 +18,7 @@ from daskonic.errors import (
     OverloadedError,
     ServerError,
 )
+from daskonic.pool.discovery import servers_now
 from daskonic.preflight.report import CheckReport, Kind
 from daskonic.tensors import Array, ModelSpec, Request
 from daskonic.transport import Listed
@@ -80,8 +81,9 @@ class Server:
 
 def ask_all(settings: Settings, model: str, version: str, report: CheckReport) -> list[Server]:
     """Those of the servers that have the model; what is wrong with the others, and between them, is reported."""
-    with ThreadPoolExecutor(min(AT_ONCE, len(settings.servers))) as executor:
-        asked = list(executor.map(lambda address: _ask(settings, address, model, version), settings.servers))
+    servers = servers_now(settings.servers)
+    with ThreadPoolExecutor(min(AT_ONCE, len(servers))) as executor:
+        asked = list(executor.map(lambda address: _ask(settings, address, model, version), servers))
     for findings, _ in asked:
         for kind, message in findings:
             report.add(kind, message)
@@ -89,7 +91,7 @@ def ask_all(settings: Settings, model: str, version: str, report: CheckReport) -
     if found:
         _compare(found, report)
         report.passed["servers"] = (
-            f"{len(found)} of {len(settings.servers)} can be used, version {found[0].spec.version} of the model"
+            f"{len(found)} of {len(servers)} can be used, version {found[0].spec.version} of the model"
         )
     return found
 
