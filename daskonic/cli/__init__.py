@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
     "lock": "Write down what a model is, so that it can be recognised.",
     "models": "Write entries of a model repository, mend them, and bring them to servers.",
+    "scan": "Measure how many rows a second a model does, by batch size and requests in flight.",
     "serve": "Run a Triton server on this machine until Ctrl-C.",
     "tag": "Score the jets of ROOT or Parquet files.",
     "verify": "Ask every server whether it still has a locked model.",

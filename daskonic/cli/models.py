@@ -12,6 +12,7 @@ from typing import Any, Literal
 import click
 
 from daskonic.cli.loading import list_, load, unload
+from daskonic.cli.options import pairs, shapes, sizes
 
 __all__ = ["models"]
 
@@ -25,42 +26,21 @@ for command in (list_, load, unload):
     models.add_command(command)
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
-    """``NAME=WORDS``, repeated, as a dictionary."""
-    pairs = [text.partition("=") for text in value]
-    if not all(name and words for name, _, words in pairs):
-        raise click.BadParameter("NAME=... is needed, as in x=FP32[2,-1]")
-    return {name: words for name, _, words in pairs}
-
-
-def _sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:  # noqa: ARG001
-    """``1,2,4`` as numbers; none if not given."""
-    try:
-        return tuple(int(part) for part in value.split(",")) if value else ()
-    except ValueError as error:
-        raise click.BadParameter("numbers, separated by commas, are needed") from error
-
-
-def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
-    """``NAME=2,50``, repeated, as shapes."""
-    return {name: _sizes(ctx, param, words) for name, words in _pairs(ctx, param, value).items()}
-
-
 @models.command()
 @click.argument("repository", type=click.Path(path_type=Path))
 @click.argument("source", metavar="FILE|MODULE:FUNCTION")
 @click.option("--name", help="What clients call the model; default is the file's or the function's name.")
 @click.option("--version", type=click.IntRange(1), default=1, show_default=True, help="Version to write.")
-@click.option("--input", "inputs", multiple=True, callback=_pairs, metavar="NAME=TYPE[DIMS]",
+@click.option("--input", "inputs", multiple=True, callback=pairs, metavar="NAME=TYPE[DIMS]",
               help="Of a row, for TorchScript and functions, as in x=FP32[2,-1]; repeat it.")  # fmt: skip
-@click.option("--output", "outputs", multiple=True, callback=_pairs, metavar="NAME=TYPE[DIMS]",
+@click.option("--output", "outputs", multiple=True, callback=pairs, metavar="NAME=TYPE[DIMS]",
               help="The same for outputs, in their order.")  # fmt: skip
 @click.option(
     "--onnx", "onnx_path", type=click.Path(path_type=Path), help="What a TensorRT plan was built from."
 )
 @click.option("--max-batch-size", type=click.IntRange(0), default=1024, show_default=True,
               help="Most rows in a request; 0 if the model has no batch dimension.")  # fmt: skip
-@click.option("--preferred-batch-sizes", callback=_sizes, metavar="N,N,...",
+@click.option("--preferred-batch-sizes", callback=sizes, metavar="N,N,...",
               help="Rows that are executed at once, without the delay.")  # fmt: skip
 @click.option("--instances", type=click.IntRange(1), default=1, show_default=True,
               help="Copies of the model that work side by side.")  # fmt: skip
@@ -81,8 +61,10 @@ def _shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) 
 )
 @click.option("--tensorrt", type=click.Choice(["FP32", "FP16"]),
               help="Precision in which ONNX Runtime on a GPU uses TensorRT; default is not at all.")  # fmt: skip
-@click.option("--warm-up", multiple=True, callback=_shapes, metavar="NAME=N,N,...",
+@click.option("--warm-up", multiple=True, callback=shapes, metavar="NAME=N,N,...",
               help="Shape of a row, for a request of zeros before the model is ready; repeat it for each input.")  # fmt: skip
+@click.option("--from-scan", "scanned", type=click.Path(path_type=Path),
+              help="A file of daskonic scan, which decides batch sizes, delay and instances.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, help="Name of a class, in order; repeat it.")
 def add(
     repository: Path,
@@ -96,6 +78,7 @@ def add(
     latest: int | None,
     labels: tuple[str, ...],
     warm_up: dict[str, tuple[int, ...]],
+    scanned: Path | None,
     version: int,
     **settings: Any,
 ) -> None:
@@ -106,8 +89,10 @@ def add(
     them.
     """
     from daskonic import server
+    from daskonic.scan import Scan, recommended
     from daskonic.server.function import named_function
 
+    settings |= dict(recommended(Scan.read(scanned))) if scanned else {}
     settings |= {"backend": backend} if backend else {}
     settings |= {"device": device} if device else {}
     settings |= {"versions": latest} if latest else {}
@@ -169,6 +154,26 @@ def doctor(ctx: click.Context, repository: Path, cores: int | None, as_json: boo
         if not findings:
             console.print(f"nothing is wrong in {escape(str(repository))}")
     ctx.exit(1 if findings else 0)
+
+
+@models.command()
+@click.argument("repository", type=click.Path(path_type=Path))
+@click.argument("name")
+@click.argument("scanned", metavar="SCAN.json", type=click.Path(path_type=Path))
+def tune(repository: Path, name: str, scanned: Path) -> None:
+    """Write into the entry NAME of REPOSITORY what follows from a file of "daskonic scan".
+
+    That is the batch sizes, the delay and, where several were scanned, the number of instances, as "daskonic scan"
+    recommends them.
+    """
+    from daskonic.scan import Scan
+    from daskonic.scan import tune as write
+
+    changed = write(repository, name, Scan.read(scanned))
+    for what, (before, after) in changed.items():
+        click.echo(f"{what}: {before} → {after}")
+    if not changed:
+        click.echo("nothing changes")
 
 
 @models.command()

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = ["model_options"]
+__all__ = ["model_options", "pairs", "shapes", "sizes"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -20,6 +20,27 @@ def _names(ctx: click.Context, param: click.Parameter, value: str | None) -> tup
     if not all(names) or len(set(names)) < len(names):
         raise click.BadParameter("different names, separated by commas, are needed")
     return names
+
+
+def pairs(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
+    """``NAME=WORDS``, repeated, as a dictionary."""
+    parts = [text.partition("=") for text in value]
+    if not all(name and words for name, _, words in parts):
+        raise click.BadParameter("NAME=... is needed, as in x=FP32[2,-1]")
+    return {name: words for name, _, words in parts}
+
+
+def sizes(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:  # noqa: ARG001
+    """``1,2,4`` as numbers; none if not given."""
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else ()
+    except ValueError as error:
+        raise click.BadParameter("numbers, separated by commas, are needed") from error
+
+
+def shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> dict[str, tuple[int, ...]]:
+    """``NAME=2,50``, repeated, as shapes."""
+    return {name: sizes(ctx, param, words) for name, words in pairs(ctx, param, value).items()}
 
 
 _OPTIONS = (
