@@ -133,6 +133,9 @@ class TestTorchFiles:
             scores = dk.Model("net", features=features, servers=[running.address])(answers)
             np.testing.assert_allclose(scores["scores"], answers["scores"], rtol=1e-6)
             assert not warnings(running.log)
+        wrong = {"outputs": {"scores": "FP32[3]", "total": "FP32[]"}}
+        with pytest.raises(errors.SpecError, match=r"output 'scores' is FP32\[2\] a row, not FP32\[3\]"):
+            server.add_torch(tmp_path, "net", DATA / name, **told | wrong)
 
 
 class TestFunctions:

@@ -17,7 +17,7 @@ from faults import eventually
 from triton_models import write_model
 
 import daskonic as dk
-from daskonic import errors, server
+from daskonic import errors, plugin, server
 from daskonic.cli import main
 
 X = np.ones((3, 16), "f4")
@@ -152,6 +152,19 @@ def test_names(explicit, repository):
     with pytest.raises(errors.ConfigError, match="nobody brought a model 'own'"):
         server.unload("own", explicit.address)
     assert server.unload("mine", explicit.address) == [explicit.address]
+
+
+def test_recognised(explicit, repository):
+    """The same content under the same name is the same configuration, whoever brings it; another content is not."""
+    digests = []
+    for entry in ("sum", "sum", "identity"):
+        with dk.loaded(repository / entry, explicit.address, name="mine") as name:
+            model = dk.Model(name, servers=[explicit.address])
+            digests.append(model.spec().config_digest)
+            model.pool().close()
+            plugin._process_pools.clear()
+        assert eventually(lambda: not names(explicit))
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_server_that_went_away(repository, tmp_path, caplog):

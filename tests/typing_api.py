@@ -73,6 +73,8 @@ def a_cluster(client: Client, servers: Sequence[str]) -> None:
     client.register_plugin(plugin)
     with dk.local_server("models") as server:
         assert_type(server, dk.LocalServer)
+    with dk.loaded("models/toy", servers=["a:8001"]) as name:
+        assert_type(name, str)
         assert_type(server.address, str)
         assert_type(dk.local_cluster(2, servers=[server.address]), LocalCluster)
 

@@ -10,6 +10,9 @@ content to the same servers share it, and the last one takes it away. The worker
 count for nothing. What it costs is memory of the server for each run; many jobs that belong together share one model by
 :func:`load` before the first and :func:`unload` after the last.
 
+A run that is to be resumed names its model (``name=``), for the name is part of what was computed; then the second
+call finds the same configuration as the first, as long as the content is the same.
+
 Who is killed (SIGKILL, power) leaves the model loaded. Owner, time and content are in its configuration, where
 :func:`listed` finds them.
 """
@@ -33,15 +36,13 @@ from typing import Any
 from daskonic.config import Settings, resolve
 from daskonic.errors import ConfigError, DaskonicError, InferenceError, InputError
 from daskonic.server.entry import check_name, read_config
-from daskonic.transport.grpc import GrpcTransport
+from daskonic.transport.grpc import CONTENT, OWNER, SINCE, GrpcTransport
 from daskonic.transport.status import GrpcStatus
 
 __all__ = ["Loaded", "listed", "load", "loaded", "unload"]
 
 logger = logging.getLogger(__name__)
 
-OWNER, SINCE, CONTENT = "daskonic_owner", "daskonic_since", "daskonic_content"
-"""Parameters in the configuration of a model that was brought."""
 NOT_EXPLICIT = "explicit model load / unload is not allowed"
 MESSAGE_NBYTES = 2**31 - 2**20  # gRPC's limit, less what is not files
 CALL_S = 10.0

@@ -125,8 +125,8 @@ def add_torch(
         For TorchScript, which has the names of the arguments of ``forward`` but no shapes: type and dimensions of
         a row, such as ``{"points": "FP32[2,-1]"}``, -1 being any.
     outputs : mapping of str to str, or iterable of str, optional
-        For ``backend="pytorch"`` type and dimensions as well, in the order of ``forward``; the server calls them
-        ``scores__0`` and so on, as this backend wants it. Otherwise names, instead of those in the file.
+        Names, instead of those in the file; or type and dimensions as well, which ``backend="pytorch"`` needs: its server
+        calls them ``scores__0`` and so on, in the order of ``forward``.
     repository, name, version, labels, warm_up, **settings
         As in :func:`add_onnx`; the backends are python, onnxruntime and pytorch.
 
@@ -174,6 +174,11 @@ def add_torch(
     with tempfile.TemporaryDirectory(prefix="daskonic-onnx-") as folder:
         onnx_path = Path(folder, f"{path.stem}.onnx")
         convert(path, onnx_path, taken, names)
+        if isinstance(outputs, Mapping):
+            told = [Tensor.parse(n, text) for n, text in outputs.items()]
+            _refuse_others(
+                path, told, _of_rows(path, serving, *read_tensors(onnx_path, load_graph(onnx_path)))[1]
+            )
         return add_onnx(
             repository, name, onnx_path, version=version, labels=labels, warm_up=warm_up, **settings
         )
@@ -300,6 +305,18 @@ def _arguments(path: Path, inputs: Mapping[str, str] | None, *, batched: bool) -
         )
     tensors = [Tensor.parse(argument, (inputs or {})[argument]) for argument in arguments]
     return [Tensor(t.name, t.data_type, (-1, *t.dims)) for t in tensors] if batched else tensors
+
+
+def _refuse_others(path: Path, told: list[Tensor], found: list[Tensor]) -> None:
+    """SpecError if outputs are not as they were told to be; a dimension that is not found may be any."""
+    for want, have in zip(told, found, strict=True):
+        same = len(want.dims) == len(have.dims) and all(
+            d in (-1, n) for n, d in zip(want.dims, have.dims, strict=True)
+        )
+        if want.data_type != have.data_type or not same:
+            raise SpecError(
+                f"{path}: output {want.name!r} is {have.data_type}{list(have.dims)} a row, not {want.data_type}{list(want.dims)}"
+            )
 
 
 def _row(tensor: Tensor) -> Tensor:

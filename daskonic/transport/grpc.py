@@ -44,7 +44,7 @@ from daskonic.transport.status import (
     was_not_run,
 )
 
-__all__ = ["DTYPES", "KSERVE_NAMES", "GrpcTransport"]
+__all__ = ["CONTENT", "DTYPES", "KSERVE_NAMES", "OWNER", "SINCE", "GrpcTransport"]
 
 OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -65,6 +65,8 @@ OPTIONS = [
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.http2.ping_timeout_ms", 20_000),
 ]
+OWNER, SINCE, CONTENT = "daskonic_owner", "daskonic_since", "daskonic_content"
+"""Parameters in the configuration of a model that a run brought; the content is a digest of its entry."""
 INFER = "/inference.GRPCInferenceService/ModelInfer"
 
 
@@ -117,7 +119,7 @@ class GrpcTransport:
             inputs=tuple(_tensor_spec(t, batched=max_batch_size > 0) for t in described.inputs),
             outputs=tuple(_tensor_spec(t, batched=max_batch_size > 0) for t in described.outputs),
             max_batch_size=max_batch_size,
-            config_digest=hashlib.sha256(digested.SerializeToString(deterministic=True)).hexdigest(),
+            config_digest=_digest(digested),
             platform=described.platform,
         )
         if max_batch_size > 0:
@@ -312,6 +314,16 @@ class _Connection:
     stub: Any
     infer: Any
     regions: Regions | None
+
+
+def _digest(message: Any) -> str:
+    """SHA-256 of what a server told, but for who brought the model and when: the next run may bring the same."""
+    told = type(message)()
+    told.CopyFrom(message)
+    for key in (OWNER, SINCE):
+        if key in getattr(told, "parameters", ()):
+            del told.parameters[key]
+    return hashlib.sha256(told.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _nothing(future: Any) -> None:
