@@ -83,7 +83,7 @@ def scan(
     ModelNotFoundError, ServerError
         As a call of the model.
     """
-    if min(*batch_sizes, *concurrencies, rounds) < 1 or seconds <= 0:
+    if min(min(batch_sizes, default=0), min(concurrencies, default=0), rounds) < 1 or seconds <= 0:
         raise ConfigError("batch sizes, requests in flight, rounds and seconds have to be above 0")
     names = {0: name} if isinstance(name, str) else name
     resolved = resolve(servers, **settings)
@@ -92,7 +92,7 @@ def scan(
     try:
         points: list[_Point] = []
         for count, model in names.items():
-            spec = next(iter(pools.values())).spec(model, version)
+            spec = pools[concurrencies[0]].spec(model, version)
             requests = _requests(spec, batch_sizes, inputs, shapes)
             points += [
                 _Point(count, n, pools[n], spec, (model, version), request, accounts)

@@ -19,6 +19,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -139,46 +140,21 @@ def add_torch(
     """
     serving = _serving(name, version, settings, "a PyTorch file", ("python", "onnxruntime", "pytorch"))
     path = Path(torch_path)
-    if path.suffix == ".pt2":
-        taken, given = read_exported(path)
-        if inputs is not None:
-            raise ConfigError(f"{path} has names, types and dimensions of its inputs; leave them out")
-        if serving.backend == "pytorch":
-            raise ConfigError(
-                f"Triton's PyTorch backend runs TorchScript, not {path} of torch.export; take backend='onnxruntime'"
-            )
-        names = list(outputs) if outputs is not None else [t.name for t in given]
-        if len(names) != len(given):
-            raise SpecError(f"{path} has {len(given)} outputs; {len(names)} names are told")
-    else:
-        taken, names = _arguments(path, inputs, batched=serving.max_batch_size > 0), list(outputs or ())
-        if not names:
-            raise ConfigError(
-                f"{path} has no names of its outputs; say them in their order, as in outputs=['scores']"
-            )
+    taken, names = (_exported if path.suffix == ".pt2" else _scripted)(path, serving, inputs, outputs)
     if serving.backend == "pytorch":
-        if not isinstance(outputs, Mapping):
-            raise ConfigError(
-                f"{path} has no shapes; say those of the outputs as in outputs={{'scores': 'FP32[2]'}}"
-            )
-        tensors = (
-            [_row(t) for t in taken] if serving.max_batch_size else taken,
-            [Tensor.parse(f"{n}__{i}", text) for i, (n, text) in enumerate(outputs.items())],
-        )
-        return write_entry(
-            repository, name, version, serving, tensors, lambda folder: shutil.copyfile(path, folder / "model.pt"),
-            labels=labels, warm_up=warm_up,
-        )  # fmt: skip
-    if serving.max_batch_size:
-        rows(path, taken)
+
+        def put(folder: Path) -> None:
+            shutil.copyfile(path, folder / "model.pt")
+
+        batch = 1 if serving.max_batch_size else 0
+        tensors = [replace(t, dims=t.dims[batch:]) for t in taken], _numbered(path, outputs)
+        return write_entry(repository, name, version, serving, tensors, put, labels=labels, warm_up=warm_up)
     with tempfile.TemporaryDirectory(prefix="daskonic-onnx-") as folder:
         onnx_path = Path(folder, f"{path.stem}.onnx")
         convert(path, onnx_path, taken, names)
         if isinstance(outputs, Mapping):
-            told = [Tensor.parse(n, text) for n, text in outputs.items()]
-            _refuse_others(
-                path, told, _of_rows(path, serving, *read_tensors(onnx_path, load_graph(onnx_path)))[1]
-            )
+            found = _of_rows(path, serving, *read_tensors(onnx_path, load_graph(onnx_path)))[1]
+            _refuse_others(path, [Tensor.parse(n, text) for n, text in outputs.items()], found)
         return add_onnx(
             repository, name, onnx_path, version=version, labels=labels, warm_up=warm_up, **settings
         )
@@ -217,7 +193,10 @@ def add_plan(
     if not plan.is_file():
         raise InputError(f"{plan} is no file")
     tensors = _of_rows(path, serving, *read_tensors(path, load_graph(path)))
-    put = lambda folder: shutil.copyfile(plan, folder / "model.plan")
+
+    def put(folder: Path) -> None:
+        shutil.copyfile(plan, folder / "model.plan")
+
     return write_entry(repository, name, version, serving, tensors, put, labels=labels, warm_up=warm_up)
 
 
@@ -245,7 +224,7 @@ def add_function(
         Type and dimensions of a row, such as ``{"points": "FP32[2,-1]"}``, -1 being any. Types may be left out where
         the function's annotations have them, as in ``NDArray[np.float32]``.
     repository, name, version, labels, warm_up, **settings
-        As in :func:`add_onnx`; the backend is python.
+        As in :func:`add_onnx`; the backend is python, and ``threads`` says nothing: a function has NumPy's.
 
     Raises
     ------
@@ -294,17 +273,53 @@ def _of_rows(
     return rows(path, inputs), rows(path, outputs)
 
 
-def _arguments(path: Path, inputs: Mapping[str, str] | None, *, batched: bool) -> list[Tensor]:
-    """The inputs of a TorchScript file, in its order, the batch included."""
-    arguments = read_arguments(path)
+def _exported(
+    path: Path, serving: Serving, inputs: Mapping[str, str] | None, outputs: Iterable[str] | None
+) -> tuple[list[Tensor], list[str]]:
+    """Inputs of a file of ``torch.export``, the batch included, and names of its outputs."""
+    taken, given = read_exported(path)
+    if inputs is not None:
+        raise ConfigError(f"{path} has names, types and dimensions of its inputs; leave them out")
+    if serving.backend == "pytorch":
+        raise ConfigError(
+            f"Triton's PyTorch backend runs TorchScript, not {path} of torch.export; take backend='onnxruntime'"
+        )
+    names = list(outputs) if outputs is not None else [t.name for t in given]
+    if len(names) != len(given):
+        raise SpecError(f"{path} has {len(given)} outputs; {len(names)} names are told")
+    if serving.max_batch_size:
+        rows(path, [*taken, *given])  # refused here, before PyTorch is needed
+    return taken, names
+
+
+def _scripted(
+    path: Path, serving: Serving, inputs: Mapping[str, str] | None, outputs: Iterable[str] | None
+) -> tuple[list[Tensor], list[str]]:
+    """Inputs of a TorchScript file, in its order, the batch included, and names of its outputs."""
+    arguments, names = read_arguments(path), list(outputs or ())
     if set(inputs or {}) != set(arguments):
         example = ", ".join(f"'{argument}': 'FP32[...]'" for argument in arguments)
         raise ConfigError(
             f"{path} takes {', '.join(arguments)}, whose shapes TorchScript does not hold; say type and dimensions of a row, "
             f"as in inputs={{{example}}}"
         )
+    if not names:
+        raise ConfigError(
+            f"{path} has no names of its outputs; say them in their order, as in outputs=['scores']"
+        )
     tensors = [Tensor.parse(argument, (inputs or {})[argument]) for argument in arguments]
-    return [Tensor(t.name, t.data_type, (-1, *t.dims)) for t in tensors] if batched else tensors
+    if serving.max_batch_size:
+        tensors = [Tensor(t.name, t.data_type, (-1, *t.dims)) for t in tensors]
+    return tensors, names
+
+
+def _numbered(path: Path, outputs: Mapping[str, str] | Iterable[str] | None) -> list[Tensor]:
+    """Outputs as Triton's PyTorch backend finds them, by their number."""
+    if not isinstance(outputs, Mapping):
+        raise ConfigError(
+            f"{path} has no shapes; say those of the outputs as in outputs={{'scores': 'FP32[2]'}}"
+        )
+    return [Tensor.parse(f"{name}__{i}", text) for i, (name, text) in enumerate(outputs.items())]
 
 
 def _refuse_others(path: Path, told: list[Tensor], found: list[Tensor]) -> None:
@@ -317,8 +332,3 @@ def _refuse_others(path: Path, told: list[Tensor], found: list[Tensor]) -> None:
             raise SpecError(
                 f"{path}: output {want.name!r} is {have.data_type}{list(have.dims)} a row, not {want.data_type}{list(want.dims)}"
             )
-
-
-def _row(tensor: Tensor) -> Tensor:
-    """Without the batch."""
-    return Tensor(tensor.name, tensor.data_type, tensor.dims[1:])

@@ -40,9 +40,7 @@ class TritonPythonModel:
         told = {key: value["string_value"] for key, value in config["parameters"].items()}
         if "function" in told:
             dtypes = [pb_utils.triton_string_to_numpy(tensor["data_type"]) for tensor in config["output"]]
-            self.compute = _function(
-                os.path.join(folder, "function.py"), told["function"], self.outputs, dtypes
-            )
+            self.compute = _function(folder, told["function"], self.outputs, dtypes)
         else:
             self.compute = _onnx(os.path.join(folder, "model.onnx"), int(told["threads"]), self.outputs)
 
