@@ -85,6 +85,9 @@ MEMORY = {memory}
 SLOT_TYPE_1 = 100%
 NUM_SLOTS_TYPE_1 = 1
 MACHINE_RESOURCE_NAMES = GPUs
+# one node has some; of this setting itself a node cannot have its own
+MACHINE_RESOURCE_GPUs = $(PRETENDED)
+PRETENDED =
 GPU_DISCOVERY_EXTRA =
 ENVIRONMENT_FOR_AssignedGPUs = CUDA_VISIBLE_DEVICES, NVIDIA_VISIBLE_DEVICES
 SLOT_TYPE_1_PARTITIONABLE = True
@@ -106,7 +109,7 @@ STARTD_{upper}_ARGS = -local-name {name}
 """
 
 PRETENDED = """\
-{name}.MACHINE_RESOURCE_INVENTORY_GPUs = $(LIBEXEC)/condor_gpu_discovery -simulate:6,{gpus} -properties
+{name}.PRETENDED = {gpus}
 """
 
 
@@ -140,7 +143,7 @@ class Htcondor:
             root=ROOT, folder=self.folder, port=self.port, startds=startds, cpus=CPUS, memory=MEMORY_MB
         )
         text += "".join(STARTD.format(name=n, upper=n.upper(), folder=self.folder) for n in names)
-        text += PRETENDED.format(name="gpu", gpus=GPUS)
+        text += PRETENDED.format(name="gpu", gpus=", ".join(f"pretended{i}" for i in range(GPUS)))
         (self.folder / "condor_config").write_text(text)
         inside = {k: v for k, v in self.environment.items() if k != "CONDOR_IDS"}
         self._daemons.environment = inside
