@@ -8,10 +8,20 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from daskonic.errors import ConfigError
+from daskonic.errors import ConfigError, InputError
 from daskonic.server.installation import Installation
 
-__all__ = ["HOST", "Ports", "command", "environment", "free_ports", "is_free", "lay_out"]
+__all__ = [
+    "HOST",
+    "Ports",
+    "command",
+    "environment",
+    "free_ports",
+    "is_free",
+    "lay_out",
+    "refuse_nothing_to_serve",
+    "wheel",
+]
 
 HOST = "127.0.0.1"
 
@@ -20,24 +30,21 @@ Ports = tuple[int, int, int]
 
 
 def command(
-    installation: Installation,
+    program: Sequence[str | Path],
     repository: Path,
     *,
     server_id: str,
     ports: Ports,
     model_control: str,
-    backends: Path,
     shm_prefix: str,
     flags: Sequence[str],
 ) -> list[str]:
-    """The command line of Triton."""
+    """The command line of Triton, after the program and what belongs to it."""
     grpc_port, http_port, metrics_port = map(str, ports)
     return [
-        str(installation.triton / "bin" / "tritonserver"),
+        *map(str, program),
         "--id", server_id,
         "--model-repository", str(repository),
-        "--backend-directory", str(backends),
-        "--cache-directory", str(installation.triton / "caches"),
         "--grpc-address", HOST, "--grpc-port", grpc_port,
         "--http-address", HOST, "--http-port", http_port,
         "--metrics-address", HOST, "--metrics-port", metrics_port,
@@ -46,10 +53,19 @@ def command(
         "--exit-on-error=false",  # so that the index can be asked why a model did not load
         "--exit-timeout-secs=5",
         "--disable-auto-complete-config",  # seconds at every start, for what config.pbtxt says already
-        "--allow-gpu-metrics=false",
-        "--pinned-memory-pool-byte-size=0",
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         *flags,
+    ]  # fmt: skip
+
+
+def wheel(installation: Installation, backends: Path) -> list[str | Path]:
+    """Triton of the wheel, which has the Python backend and nothing for GPUs."""
+    return [
+        installation.triton / "bin" / "tritonserver",
+        "--backend-directory", backends,
+        "--cache-directory", installation.triton / "caches",
+        "--allow-gpu-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
     ]  # fmt: skip
 
 
@@ -57,7 +73,7 @@ def environment(installation: Installation) -> dict[str, str]:
     """Variables of the server: its stubs find their packages through ``python3`` on PATH."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     return inherited | {
-        "PATH": f"{installation.python.parent}{os.pathsep}{inherited.get('PATH', '')}",
+        "PATH": f"{installation.python.parent}{os.pathsep}{inherited.get('PATH', os.defpath)}",
         "LD_LIBRARY_PATH": installation.library_path,
         "VIRTUAL_ENV": str(installation.path),
         # Recent wheels of ONNX Runtime report to their maker over the network unless told not to.
@@ -77,6 +93,18 @@ def lay_out(installation: Installation, backends: Path) -> None:
         stubs / "triton_python_backend_stub",
     ):
         (backend / source.name).symlink_to(source)
+
+
+def refuse_nothing_to_serve(repository: Path, *, is_explicit: bool) -> None:
+    """InputError unless it is a model repository, with models unless they are named one by one later."""
+    if not repository.is_dir():
+        what = "is a file, not" if repository.exists() else "does not exist; it has to be"
+        raise InputError(f"the model repository {repository} {what} a folder with one folder a model")
+    if (repository / "config.pbtxt").exists():
+        raise InputError(f"{repository} is a model; its repository is {repository.parent}")
+    models = [p for p in repository.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    if not models and not is_explicit:
+        raise InputError(f"the model repository {repository} has no model")
 
 
 def is_free(port: int) -> bool:

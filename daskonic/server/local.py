@@ -10,6 +10,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -19,10 +20,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self, TypeVar
 
-from daskonic.errors import ConfigError, InputError, LocalServerError
+from daskonic.errors import ConfigError, LocalServerError
 from daskonic.server.index import ask, load_failure, repository_index
 from daskonic.server.installation import Installation, Progress, find
-from daskonic.server.launch import HOST, Ports, command, environment, free_ports, is_free, lay_out
+from daskonic.server.launch import (
+    HOST,
+    Ports,
+    command,
+    environment,
+    free_ports,
+    is_free,
+    lay_out,
+    refuse_nothing_to_serve,
+    wheel,
+)
 from daskonic.server.log import last_lines, new_log, port_taken
 
 __all__ = ["LocalServer", "local_server"]
@@ -95,6 +106,8 @@ def local_server(
 class LocalServer:
     """A Triton process that belongs to this one; made by :func:`local_server`.
 
+    ``program`` is a command that starts another ``tritonserver`` than daskonic's own, in a container perhaps.
+
     Attributes
     ----------
     repository : Path
@@ -120,6 +133,7 @@ class LocalServer:
         timeout_s: float = 120.0,
         flags: Sequence[str] = (),
         progress: Progress | None = None,
+        program: Sequence[str] = (),
     ) -> None:
         if model_control not in ("none", "explicit", "poll"):
             raise ConfigError(f"model_control is {model_control!r}; known: none, explicit, poll")
@@ -130,6 +144,7 @@ class LocalServer:
         self._timeout_s = timeout_s
         self._flags = tuple(flags)
         self._progress = progress
+        self._program = tuple(program)
         self._ports: Ports = (0, 0, 0)
         self._id = ""
         self._run = Path()
@@ -189,13 +204,13 @@ class LocalServer:
         """
         if self._process is not None:
             raise LocalServerError(f"{self!r} is running already")
-        self._check_repository()
+        refuse_nothing_to_serve(self.repository, is_explicit=self._model_control == "explicit")
         for port in self._given:
             if port is not None and not is_free(port):
                 raise LocalServerError(
                     f"port {port} of {HOST} is in use; choose another, or none for a free one"
                 )
-        installation = find(self._progress)
+        installation = None if self._program else find(self._progress)
         for attempt in range(1, STARTS + 1):
             self._ports = free_ports(self._given)
             try:
@@ -279,39 +294,29 @@ class LocalServer:
             )
         return self._ports
 
-    def _check_repository(self) -> None:
-        """InputError unless there is something to serve."""
-        if not self.repository.is_dir():
-            what = "is a file, not" if self.repository.exists() else "does not exist; it has to be"
-            raise InputError(
-                f"the model repository {self.repository} {what} a folder with one folder a model"
-            )
-        if (self.repository / "config.pbtxt").exists():
-            raise InputError(f"{self.repository} is a model; its repository is {self.repository.parent}")
-        models = [p for p in self.repository.iterdir() if p.is_dir() and not p.name.startswith(".")]
-        if not models and self._model_control == "none":
-            raise InputError(f"the model repository {self.repository} has no model")
-
-    def _launch(self, installation: Installation) -> None:
-        """Start the supervisor and through it the server."""
+    def _launch(self, installation: Installation | None) -> None:
+        """Start the supervisor and through it the server; without an installation, the program that was given."""
         self._owner = os.getpid()
         self._id = f"daskonic-{uuid.uuid4().hex[:16]}"
         self._run = Path(tempfile.mkdtemp(prefix="daskonic-server-"))
-        backends = self._run / "backends"
+        program: Sequence[str | Path] = self._program
+        python, variables = sys.executable, dict(os.environ)
         try:
-            lay_out(installation, backends)
+            if installation is not None:
+                lay_out(installation, self._run / "backends")
+                program = wheel(installation, self._run / "backends")
+                python, variables = str(installation.python), environment(installation)
             triton = command(
-                installation,
+                program,
                 self.repository,
                 server_id=self._id,
                 ports=self._ports,
                 model_control=self._model_control,
-                backends=backends,
                 shm_prefix=self._shm_prefix,
                 flags=self._flags,
             )
             supervisor = [
-                installation.python,
+                python,
                 "-I",
                 "-S",
                 SUPERVISOR,
@@ -323,7 +328,7 @@ class LocalServer:
             with open(self.log, "wb") as log:
                 self._process = subprocess.Popen(
                     [*map(str, supervisor), *triton],
-                    env=environment(installation),
+                    env=variables,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
