@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from daskonic.features import Graph as Graph
     from daskonic.features import Pad as Pad
     from daskonic.features import Variations as Variations
+    from daskonic.fleet import ServerFleet as ServerFleet
     from daskonic.kfold import KFold as KFold
     from daskonic.model import Model as Model
     from daskonic.model import Pending as Pending
@@ -50,6 +51,7 @@ _HOMES = {
     "Pad": "features",
     "Pending": "model",
     "Report": "report",
+    "ServerFleet": "fleet",
     "TwoPhaseProcessor": "processor",
     "Variations": "features",
     "current_pool": "plugin",
@@ -75,6 +77,7 @@ __all__ = [
     "Pad",
     "Pending",
     "Report",
+    "ServerFleet",
     "TwoPhaseProcessor",
     "Variations",
     "__version__",

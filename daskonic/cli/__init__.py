@@ -15,6 +15,7 @@ __all__ = ["main"]
 COMMANDS = {
     "check": "Find out with a few events what is wrong with a run, and what it will cost.",
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
+    "fleet": "Triton servers in jobs of a batch system, as many as the load wants.",
     "lock": "Write down what a model is, so that it can be recognised.",
     "models": "Write entries of a model repository, mend them, and bring them to servers.",
     "scan": "Measure how many rows a second a model does, by batch size and requests in flight.",

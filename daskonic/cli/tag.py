@@ -35,7 +35,7 @@ EVENTS_PER_TASK = 5_000
 SCHEDULER_TIMEOUT = "10 s"
 
 
-def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001
+def options_from(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, Any]:  # noqa: ARG001
     """``key=value`` as a mapping, values read as YAML where that is a number or a list, times left as they are."""
     import yaml
 
@@ -78,7 +78,7 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
 @click.option(
     "--job-option",
     "job_options",
-    callback=_options,
+    callback=options_from,
     multiple=True,
     metavar="KEY=VALUE",
     help="Parameter of dk.slurm_cluster or dk.htcondor_cluster, as in walltime=02:00:00; can be repeated.",

@@ -21,7 +21,16 @@ from daskonic.plugin import InferencePlugin
 if TYPE_CHECKING:
     from daskonic.deploy.cluster import JobCluster
 
-__all__ = ["SYSTEMS", "cluster_named", "cluster_of", "htcondor_cluster", "slurm_cluster"]
+__all__ = [
+    "SYSTEMS",
+    "cluster_named",
+    "cluster_of",
+    "htcondor_cluster",
+    "named",
+    "options_of",
+    "preset",
+    "slurm_cluster",
+]
 
 SYSTEMS = ("slurm", "htcondor")
 
@@ -103,14 +112,12 @@ def htcondor_cluster(jobs: int = 0, **parameters: Any) -> JobCluster:
 
 def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **parameters: Any) -> JobCluster:
     """A cluster on one of :data:`SYSTEMS`; see :func:`slurm_cluster`."""
-    parameters = _preset(system, site) | parameters
-    if system not in SYSTEMS:
-        raise ConfigError(f"site {site!r} is of system {system!r}; known: {', '.join(SYSTEMS)}")
+    parameters = preset(system, site) | parameters
     plugin = InferencePlugin(parameters.pop("servers", None), **(parameters.pop("settings", None) or {}))
     import dask_jobqueue  # noqa: F401  # brings its configuration
 
     module = importlib.import_module(f"daskonic.deploy.{system}")
-    options = _options(system, **parameters)
+    options = options_of(system, **parameters)
     plugin.cores = max(1, options["cores"] // options["processes"])
     with dask.config.set(
         {"distributed.scheduler.worker-saturation": 1.0}
@@ -137,15 +144,30 @@ def cluster_named(name: str, jobs: int = 0, **parameters: Any) -> JobCluster:
     ConfigError
         It is neither.
     """
+    system, site = named(name)
+    return cluster_of(system, jobs, site=site, **parameters)
+
+
+def named(name: str) -> tuple[str, str | None]:
+    """Batch system and preset that a name stands for.
+
+    Raises
+    ------
+    ConfigError
+        It is neither one of :data:`SYSTEMS` nor a preset in ``daskonic.sites``.
+    """
     if name in SYSTEMS:
-        return cluster_of(name, jobs, **parameters)
+        return name, None
     sites = dask.config.get("daskonic.sites")
     if name not in sites:
         raise ConfigError(
             f"no cluster {name!r}; there are {', '.join((*SYSTEMS, *sites))} (presets are in daskonic.sites of the "
             "Dask configuration)"
         )
-    return cluster_of(sites[name].get("system", ""), jobs, site=name, **parameters)
+    system = sites[name].get("system", "")
+    if system not in SYSTEMS:
+        raise ConfigError(f"site {name!r} is of system {system!r}; known: {', '.join(SYSTEMS)}")
+    return system, name
 
 
 def _install(plugin: InferencePlugin, cluster: JobCluster) -> None:
@@ -156,7 +178,7 @@ def _install(plugin: InferencePlugin, cluster: JobCluster) -> None:
         client.register_plugin(plugin)
 
 
-def _preset(system: str, site: str | None) -> dict[str, Any]:
+def preset(system: str, site: str | None) -> dict[str, Any]:
     """Parameters of a site, or none."""
     if site is None:
         return {}
@@ -170,7 +192,7 @@ def _preset(system: str, site: str | None) -> dict[str, Any]:
     return preset
 
 
-def _options(
+def options_of(
     system: str,
     *,
     walltime: str | None = None,

@@ -78,6 +78,7 @@ class BatchJob(Job):
     def __init__(
         self, scheduler: str | None = None, name: str | None = None, *, python: str, **kwargs: Any
     ) -> None:
+        self.python = python
         look = f"{python} -m daskonic.deploy.node {__version__} {scheduler} || exit {UNFIT}"
         # exec: signals of the batch system reach the nanny, and no shell dies of them before it.
         super().__init__(scheduler, name, python=f"{look}; exec {python}", **kwargs)

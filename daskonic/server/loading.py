@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from daskonic.config import Settings, resolve
+from daskonic.config import FLEET, Settings, resolve
 from daskonic.errors import ConfigError, DaskonicError, InferenceError, InputError
 from daskonic.server.entry import check_name, read_config
 from daskonic.transport.grpc import CONTENT, OWNER, SINCE, GrpcTransport
@@ -277,6 +277,8 @@ def _transports(settings: Settings) -> Iterator[GrpcTransport]:
             "no server is named: pass servers=[...], or set daskonic.servers in Dask's configuration"
         )
     for address in settings.servers:
+        if address.startswith(FLEET):
+            raise ConfigError(f"servers of {address} come and go: put the model into the fleet's repository")
         transport = GrpcTransport(address, settings.credentials, shared_memory="never")
         try:
             yield transport
