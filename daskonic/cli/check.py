@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from daskonic.cli.options import model_options
+from daskonic.cli.options import model_options, read_features
 from daskonic.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -63,14 +63,13 @@ def check(
     start, else with the code of the error that it would end in.
     """
     from daskonic.config import resolve
-    from daskonic.features import Features
     from daskonic.model import Model
     from daskonic.tagging.reading import needed_columns
     from daskonic.tagging.sources import scan
 
     if features is None:
-        raise ConfigError("say with --features YAML how jets become the inputs of the model")
-    made = Features.from_weaver(features, nan=nan)
+        raise ConfigError("say with --features how jets become the inputs of the model")
+    made = read_features(features, nan)
     addresses = resolve(servers or None).servers
     model = Model(model_name, version, made, addresses, classes, outputs, batch_size)
     sources = scan(files, tree=tree, check=functools.partial(needed_columns, features=made, jets=jets))

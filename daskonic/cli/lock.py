@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from daskonic.cli.options import features_option, read_features
 from daskonic.errors import ConfigError
 
 __all__ = ["lock", "server_options"]
@@ -41,7 +42,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("model_name", metavar="MODEL")
 @click.argument("file", metavar="[FILE]", required=False)
 @click.option("--version", default="", metavar="V", help="Its version  [default: the one that answers now].")
-@click.option("--features", metavar="YAML", help="Weaver's data configuration, to make the probe of FILE.")
+@features_option
 @click.option("--jets", default="FatJet", show_default=True, help="Collection in FILE.")
 @click.option(
     "--tolerance", type=click.FloatRange(0), help="Difference that counts as none  [default: 1e-5]."
@@ -69,15 +70,14 @@ def lock(
     The probe is the first jets of FILE (ROOT or Parquet), or invented without one. With the lock in
     daskonic.locks of Dask's configuration, or --lock of daskonic tag, a server is used only if it gives the same answers.
     """
-    from daskonic.features import Features
     from daskonic.model import Model
     from daskonic.provenance import lock as make
     from daskonic.tagging import read_file
     from daskonic.tolerance import TOLERANCE
 
     if (file is None) != (features is None):
-        raise ConfigError("a probe from jets needs both: FILE and --features YAML")
-    made = None if features is None else Features.from_weaver(features)
+        raise ConfigError("a probe from jets needs both: FILE and --features")
+    made = None if features is None else read_features(features)
     settings: dict[str, Any] = {"servers": list(servers)} if servers else {}
     model = Model(model_name, version, made, batch_size=batch_size, **settings)
     objects = None if file is None or made is None else read_file(file, made, jets, stop=EVENTS).jets

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-__all__ = ["model_options", "pairs", "shapes", "sizes"]
+from daskonic.errors import ConfigError
+
+if TYPE_CHECKING:
+    from daskonic.features import Features
+
+__all__ = ["features_option", "model_options", "pairs", "read_features", "shapes", "sizes"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -43,6 +49,36 @@ def shapes(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -
     return {name: sizes(ctx, param, words) for name, words in pairs(ctx, param, value).items()}
 
 
+def read_features(given: str, nan: Literal["error", "zero"] = "error") -> Features:
+    """What ``--features`` names: a file of weaver or of CMSSW, or features that are ready.
+
+    Raises
+    ------
+    ConfigError
+        There is no such file, nor features of that name; or NaN should become 0 where that is not weaver's.
+    """
+    from daskonic.features import Features
+
+    path = Path(given)
+    if path.exists() and path.suffix != ".json":
+        return Features.from_weaver(path, nan=nan)
+    if nan != "error":
+        raise ConfigError(f"--nan {nan} is for a YAML of weaver, and --features {given} is not one")
+    if path.exists():
+        return Features.from_cmssw(path)
+    try:
+        return Features.ready(given)
+    except ConfigError as error:
+        raise ConfigError(f"--features: there is no file {given}, and {error}") from error
+
+
+features_option = click.option(
+    "--features",
+    metavar="FILE|NAME",
+    help="What makes the inputs: weaver's data configuration (YAML), CMSSW's preprocess.json, or features that are ready, "
+    "such as jetclass-kin.",
+)
+
 _OPTIONS = (
     click.option(
         "--model", "model_name", required=True, metavar="NAME", help="Model in the servers' repository."
@@ -57,7 +93,7 @@ _OPTIONS = (
         metavar="HOST:PORT",
         help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
     ),
-    click.option("--features", metavar="YAML", help="Weaver's data configuration of the model."),
+    features_option,
     click.option(
         "--nan",
         type=click.Choice(["error", "zero"]),

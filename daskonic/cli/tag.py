@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daskonic.cli.options import model_options
+from daskonic.cli.options import model_options, read_features
 from daskonic.cli.terminal import (
     facts_of,
     interrupts_ignored,
@@ -180,19 +180,16 @@ def _model(
     batch_size: int | None,
 ) -> Model:
     """The handle, after all that can be checked without a cluster has been checked."""
-    from daskonic.features import Features
     from daskonic.model import Model
     from daskonic.plugin import pool_for
     from daskonic.tagging.sources import check_found
 
-    made = None if features is None else Features.from_weaver(features, nan=nan)
+    made = None if features is None else read_features(features, nan)
     check_found(files)
     spec = pool_for(plugin.settings).spec(model_name, version)
     if made is None:
         inputs = ", ".join(str(t) for t in spec.inputs)
-        raise ConfigError(
-            f"model {model_name!r} takes {inputs}; say with --features YAML how jets become that"
-        )
+        raise ConfigError(f"model {model_name!r} takes {inputs}; say with --features how jets become that")
     wanted = [t for t in spec.outputs if outputs is None or t.name in outputs]
     labels = made.labels
     if classes is None and labels and len(wanted) == 1 and wanted[0].shape[-1:] == (len(labels),):
