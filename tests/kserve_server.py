@@ -20,7 +20,9 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "daskon
 
 RUNTIME = """\
 import asyncio
+from pathlib import Path
 
+import numpy as np
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec
 from mlserver.types import InferenceResponse
@@ -37,6 +39,12 @@ class Model(MLModel):
         if extra.get("fails"):
             raise ValueError("this model fails on purpose")
         y = x.sum(axis=1, keepdims=True) * [[1, -1]] if extra.get("sums") else x
+        fault = Path(__file__).with_name(".fault")
+        word = fault.read_text() if extra.get("sums") and fault.exists() else ""
+        if word == "rows":
+            y = y[:-1]
+        if word == "columns":
+            y = np.concatenate([y, y], axis=1)
         output = NumpyCodec.encode_output("Y", y.astype("float32"))
         return InferenceResponse(model_name=self.name, model_version=self.version, outputs=[output])
 """
@@ -119,6 +127,19 @@ class KserveServer:
                 return
             time.sleep(0.05)
         raise RuntimeError((self.folder / "log").read_text())
+
+    def freeze(self, seconds: float) -> None:
+        """Connections stay, and nobody answers."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
+        try:
+            time.sleep(seconds)
+        finally:
+            os.killpg(self.process.pid, signal.SIGCONT)
+
+    def fault(self, word: str) -> None:
+        """What the model ``sum`` does wrong from now on: answer a row less (``rows``), twice the ``columns``, or nothing."""
+        (self.folder / ".new").write_text(word)
+        (self.folder / ".new").rename(self.folder / ".fault")
 
     def kill(self) -> None:
         """As a node that fails."""

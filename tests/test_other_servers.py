@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 
 import numpy as np
 import pytest
-from faults import eventually
+from fault_proxy import ENHANCE_YOUR_CALM, NO_ERROR, FaultProxy
+from faults import BATCH, FEW, WIDE, Strike, assert_right, eventually, jagged, struck
 from kserve_server import KserveServer
+from test_fault_servers import score_for_ever
 from test_transport import Conformance, infer, request
 
 import daskonic as dk
@@ -133,3 +136,83 @@ def test_half_of_the_servers_gone(mlserver, tmp_path):
         model.pool().close()
     finally:
         other.kill()
+
+
+# -- the faults of tests/test_faults.py and test_fault_servers.py that do not need Triton's own calls -------------------
+
+
+@pytest.fixture
+def proxy(mlserver):
+    with FaultProxy(mlserver.address) as proxy:
+        yield proxy
+
+
+def test_server_hangs(mlserver, make_model):
+    """A frozen server is asked again when it goes on; what it answers late is nobody's."""
+    model = make_model("sum", [mlserver], attempt_timeout="0.5 s")
+    for seed in range(FEW):
+        jets = jagged(seed, ROWS)
+        scores, _, _ = struck(model, jets, seed, lambda: mlserver.freeze(0.8))
+        assert_right(scores, jets)
+
+
+def test_connections_refused_deaf_and_slow(proxy, make_model):
+    """Whatever the line does in the middle of a run, every row has its own score."""
+    model = make_model("sum", [proxy], attempt_timeout="1 s")
+    faults = [proxy.refuse, proxy.deafen, lambda: proxy.slow(bytes_per_s=100e3, delay_s=0.02)]
+    for seed, fault in enumerate(2 * faults):
+        jets = jagged(seed, ROWS)
+
+        def outage(fault=fault):
+            fault()
+            time.sleep(0.3)
+            proxy.heal()
+
+        scores, _, _ = struck(model, jets, seed, outage)
+        assert_right(scores, jets)
+
+
+@pytest.mark.parametrize("how", ["reset", "close"])
+@pytest.mark.parametrize("of", ["requests", "answers"])
+def test_cut_in_mid_message(proxy, make_model, how, of):
+    """A message that ended after any number of its bytes is sent again."""
+    model = make_model("identity", [proxy], BATCH)
+    for seed in range(2):
+        jets, after = jagged(seed, 8 * BATCH, WIDE), random.Random(f"{how} {of} {seed}").randrange(1, 10**5)
+        cuts = proxy.faults
+        proxy.cut(after, of=of, how=how)
+        assert_right(model(jets), jets, "wide")
+        assert proxy.faults == cuts + 1
+
+
+def test_goaway(proxy, make_model):
+    """Connections are ended, gracefully or not, having seen all calls or not: none is lost."""
+    model = make_model("sum", [proxy])
+    for seed in range(FEW):
+        jets, rng = jagged(seed, ROWS), random.Random(seed)
+        unseen, code = rng.randrange(4), rng.choice([NO_ERROR, ENHANCE_YOUR_CALM])
+        scores, _, _ = struck(model, jets, seed, lambda u=unseen, c=code: proxy.goaway(unseen=u, code=c))
+        assert_right(scores, jets)
+    assert proxy.faults >= FEW
+
+
+@pytest.mark.parametrize("fault", ["rows", "columns"])
+def test_wrong_shape(mlserver, make_model, fault):
+    """A model that begins to answer in another shape gives an error, and no scores."""
+    model = make_model("sum", [mlserver])
+    strike = Strike(model, 5, lambda: mlserver.fault(fault))
+    with pytest.raises(errors.ResponseError, match="Y"):
+        score_for_ever(model)
+    strike.join()
+    mlserver.fault("")
+    assert_right(model(jagged(0, ROWS)), jagged(0, ROWS))
+
+
+def test_permanent_errors_are_tried_once(proxy, make_model):
+    """What fails in the model is not sent again."""
+    model = make_model("fail", [proxy])
+    model.spec()
+    calls = proxy.calls
+    with pytest.raises(errors.InferenceError, match="fails on purpose"):
+        model(np.ones((3, 16), FLOAT))
+    assert proxy.calls == calls + 1
