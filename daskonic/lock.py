@@ -180,10 +180,15 @@ class Lock:
 
 
 def ask(
-    transport: Transport, spec: ModelSpec, inputs: Mapping[str, Array], rows: int, timeout_s: float
+    transport: Transport,
+    spec: ModelSpec,
+    inputs: Mapping[str, Array],
+    rows: int,
+    timeout_s: float,
+    outputs: tuple[str, ...] = (),
 ) -> dict[str, Array]:
-    """What an endpoint answers to some rows; copies, in one request."""
-    request = Request(spec.name, spec.version, inputs, tuple(t.name for t in spec.outputs), rows)
+    """What an endpoint answers to some rows, once and beside the pool; copies, of all outputs or of some."""
+    request = Request(spec.name, spec.version, inputs, outputs or tuple(t.name for t in spec.outputs), rows)
     answer = transport.submit(transport.encode(request), timeout_s).result()
     return {name: np.array(array) for name, array in transport.decode(answer).outputs.items()}
 

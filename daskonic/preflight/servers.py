@@ -18,9 +18,10 @@ from daskonic.errors import (
     OverloadedError,
     ServerError,
 )
+from daskonic.lock import ask
 from daskonic.pool.discovery import servers_now
 from daskonic.preflight.report import CheckReport, Kind
-from daskonic.tensors import Array, ModelSpec, Request
+from daskonic.tensors import Array, ModelSpec
 from daskonic.transport import Listed
 from daskonic.transport.grpc import GrpcTransport
 from daskonic.transport.status import Trouble, trouble
@@ -74,9 +75,7 @@ class Server:
 
     def score(self, tensors: dict[str, Array], outputs: tuple[str, ...], n_rows: int) -> dict[str, Array]:
         """One request, sent once."""
-        request = Request(self.spec.name, self.spec.version, tensors, outputs, n_rows)
-        answer = self.transport.submit(self.transport.encode(request), self.timeout_s).result()
-        return dict(self.transport.decode(answer).outputs)
+        return ask(self.transport, self.spec, tensors, n_rows, self.timeout_s, outputs)
 
 
 def ask_all(settings: Settings, model: str, version: str, report: CheckReport) -> list[Server]:
@@ -196,11 +195,11 @@ def _knock(address: str) -> Answer:
     if not host:  # a Unix socket
         return "closed"
     place = host, int(port)
-    for answer, ask in _QUESTIONS.items():
+    for answer, question in _QUESTIONS.items():
         try:
             with socket.create_connection(place, PROBE_S) as connection:
                 connection.settimeout(PROBE_S)
-                if ask(connection):
+                if question(connection):
                     return answer
         except socket.gaierror:
             return "no host"
