@@ -129,6 +129,8 @@ class Settings:
         Partitions that wait for scores at one time in a process.
     limits : Limits
         For all workers of a cluster together.
+    tolerance : float
+        Largest difference between servers; infinite where they are not compared.
     locks : tuple of str
         What the files of :class:`~daskonic.lock.Lock` hold.
     """
@@ -146,6 +148,7 @@ class Settings:
     fallback_repository: str = ""
     partitions_held: int = 8
     limits: Limits = NO_LIMITS
+    tolerance: float = math.inf
     locks: tuple[str, ...] = ()
 
 
@@ -189,8 +192,18 @@ def resolve(servers: Iterable[str] | str | None = None, **overrides: Any) -> Set
         fallback_repository=_repository(values),
         partitions_held=_count(values, "partitions-held"),
         limits=_limits(values["cluster"]),
+        tolerance=_tolerance(values["tolerance"]),
         locks=_locks(values["locks"]),
     )
+
+
+def _tolerance(value: object) -> float:
+    """A number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ConfigError(
+            f"daskonic.tolerance is {value!r}; a difference such as 0.01, or .inf to compare nothing, is needed"
+        )
+    return float(value)
 
 
 def _locks(paths: object) -> tuple[str, ...]:

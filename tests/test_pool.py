@@ -43,7 +43,8 @@ def make_pool():
             a: MemoryTransport(a, specs[i] if specs else SPEC, function, delay_s)
             for i, a in enumerate(addresses)
         }
-        pool = Pool(resolve(addresses, **settings), transports.__getitem__)
+        counted = {"tolerance": np.inf}  # no request but those of the test
+        pool = Pool(resolve(addresses, **(counted | settings)), transports.__getitem__)
         pool.transports = list(transports.values())
         pools.append(pool)
         return pool

@@ -233,12 +233,16 @@ class Call:
             time.sleep(min(max(next_s, 0.0), left_s))
 
     def _verify(self, endpoint: Endpoint) -> None:
-        """An endpoint that was away, at first contact or later, must offer the same model before it is used."""
-        if self._key in endpoint.specs:
-            return
+        """An endpoint must offer the same model as the others, and as before it was away, before it is used."""
         settings = self._pool.settings
         left_s = max(self._deadline - time.monotonic(), 0.001)
-        timeout_s = min(settings.connect_timeout_s, settings.attempt_timeout_s, left_s)
+        if self._key not in endpoint.specs:
+            self._describe(endpoint, min(settings.connect_timeout_s, settings.attempt_timeout_s, left_s))
+        timeout_s = min(settings.attempt_timeout_s, left_s)
+        self._pool.samples.compare(endpoint, self._key, self._request, self._spec, timeout_s)
+
+    def _describe(self, endpoint: Endpoint, timeout_s: float) -> None:
+        """Ask it what it has; an error if that is another model."""
         error = self._pool.ask(endpoint, self._key, self._spec.version or self._key[1], timeout_s)
         if error is not None:
             raise error

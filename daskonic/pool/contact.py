@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 import zlib
+from collections.abc import Container
 from typing import TYPE_CHECKING
 
 from daskonic.errors import (
@@ -19,13 +20,14 @@ from daskonic.errors import (
 from daskonic.lock import Lock
 from daskonic.pool.call import job_left_s
 from daskonic.pool.check import refuse_disagreement
+from daskonic.pool.endpoint import ModelKey
 from daskonic.tensors import ModelSpec
 from daskonic.transport import Transport
 
 if TYPE_CHECKING:
     from daskonic.pool.pool import Pool
 
-__all__ = ["described", "first_contact", "read_lock"]
+__all__ = ["confirm", "described", "first_contact", "read_lock"]
 
 RETRY_PAUSE_S = 0.2
 TOLD = 10
@@ -61,6 +63,17 @@ def first_contact(pool: Pool, model: str, version: str) -> ModelSpec:
         if not may_pass or time.monotonic() >= deadline:
             raise _worst(list(said.values())) if said else UnavailableError(pool.no_server(key))
         time.sleep(RETRY_PAUSE_S)
+
+
+def confirm(pool: Pool, key: ModelKey, addresses: Container[str]) -> None:
+    """ModelNotFoundError unless the endpoints that answered still have the model, where it is locked."""
+    if not any(read_lock(text).model == key[0] for text in pool.settings.locks):
+        return
+    for endpoint in pool.all_endpoints():
+        if endpoint.address in addresses:
+            error = pool.ask(endpoint, key, key[1], pool.settings.connect_timeout_s)
+            if isinstance(error, ModelNotFoundError):
+                raise error
 
 
 def described(
@@ -101,7 +114,8 @@ def _in_version(transport: Transport, model: str, version: str, timeout_s: float
         if not other:
             raise
         raise ModelNotFoundError(
-            f"{transport.address}: version {other} has taken the place of version {version} of model {model!r}"
+            f"{transport.address}: version {other} has taken the place of version {version} of model {model!r}, which this "
+            f"process began with; to go on with the new one, name it: version={other}"
         ) from error
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import random
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ class Endpoint:
         What it last told of each model that it did; None where it tells nothing.
     account_due : dict
         When it is asked for each again.
+    answered : dict
+        Answers to us since the last account.
     told_s : dict
         Mean seconds of a request in its queue and of computing, between its last two accounts.
     not_before : float
@@ -72,6 +75,7 @@ class Endpoint:
         self._absences: dict[ModelKey, _Absence] = {}
         self.accounts: dict[ModelKey, Account | None] = {}
         self.account_due: dict[ModelKey, float] = {}
+        self.answered: Counter[ModelKey] = Counter()
         self.told_s: dict[ModelKey, tuple[float, float]] = {}
 
     def transport(self) -> Transport:
@@ -116,11 +120,16 @@ class Endpoint:
         )
         absence.until = now + wait_s
 
-    def heard(self, key: ModelKey, account: Account | None) -> None:
-        """Its own account of a model; the first one has nothing to be compared with."""
+    def heard(self, key: ModelKey, account: Account | None, answered: int) -> None:
+        """Its own account of a model, and how many answers it gave us since the last one; the first has nothing to compare."""
         known = self.accounts.get(key)
         self.accounts[key] = account
-        if account is not None and known is not None and account.requests > known.requests:
+        if account is None or known is None:
+            return
+        # Answers of the last moment may not be counted yet: fewer than are in flight at a time.
+        if account.requests < known.requests + max(0, answered - math.ceil(self.window.limit)):
+            self.specs.pop(key, None)  # counted from 0 again: loaded anew, perhaps with other weights
+        elif account.requests > known.requests:
             n = account.requests - known.requests
             told_s = (account.queue_s - known.queue_s) / n, (account.compute_s - known.compute_s) / n
             self.told_s[key] = told_s

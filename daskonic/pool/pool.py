@@ -37,6 +37,7 @@ from daskonic.pool.contact import described, first_contact, read_lock
 from daskonic.pool.discovery import Discovery
 from daskonic.pool.endpoint import Endpoint, ModelKey, tell_health
 from daskonic.pool.fallback import fallback_endpoint
+from daskonic.pool.samples import Samples
 from daskonic.pool.share import Share
 from daskonic.pool.stats import PoolStats
 from daskonic.tensors import ModelSpec, Request
@@ -102,10 +103,10 @@ class Pool:
             share.subscribe(self.wake)
         self._contact = threading.Lock()
         self._specs: dict[ModelKey, ModelSpec] = {}
+        self.samples = Samples(settings.tolerance)
         self._retries_total = 0
         self._waiting: set[int] = set()
-        self._closed = False
-        self._on_fallback = False
+        self._closed = self._on_fallback = False
         self._held = threading.BoundedSemaphore(settings.partitions_held)
         self._background: ThreadPoolExecutor | None = None
 
@@ -160,7 +161,7 @@ class Pool:
         with self._condition:
             now = time.monotonic()
             return PoolStats(
-                endpoints=tuple(e.stats(now) for e in self._all()),
+                endpoints=tuple(e.stats(now) for e in self.all_endpoints()),
                 retries_total=self._retries_total,
                 hedges_total=self._balancer.second_total,
                 waiting=len(self._waiting),
@@ -176,10 +177,10 @@ class Pool:
         self._discovery.stop()
         if self._background is not None:
             self._background.shutdown(wait=False, cancel_futures=True)
-        for endpoint in self._all():
+        for endpoint in self.all_endpoints():
             endpoint.close()
 
-    def _all(self) -> list[Endpoint]:
+    def all_endpoints(self) -> list[Endpoint]:
         """Every endpoint, the fallback last."""
         return [*self._endpoints.values(), *([self._fallback] if self._fallback is not None else [])]
 
@@ -329,22 +330,24 @@ class Pool:
         """Mean time in the queue and of computing by the server's own account, which is asked for now and then."""
         now = time.monotonic()
         with self._condition:
+            endpoint.answered[key] += 1
             if endpoint.accounts.get(key, Account()) is None or now < endpoint.account_due.get(key, 0.0):
                 return endpoint.told_s.get(key)
             often = ACCOUNT_EVERY_S if key in endpoint.told_s else FIRST_ACCOUNTS_S
             endpoint.account_due[key] = now + often * random.uniform(0.5, 1.5)
-        self._read_account(endpoint, key)
+            answered = endpoint.answered.pop(key)  # before the server counts, so that it cannot have fewer
+        self._read_account(endpoint, key, answered)
         return endpoint.told_s.get(key)
 
-    def _read_account(self, endpoint: Endpoint, key: ModelKey) -> None:
-        """What the server did since it was asked last; the first time there is nothing to compare with."""
+    def _read_account(self, endpoint: Endpoint, key: ModelKey, answered: int = 0) -> None:
+        """Ask the server what it did."""
         try:
             account = endpoint.transport().account(*key, timeout_s=1.0)
         except DaskonicError as error:
             logger.info("%s tells no statistics: %s", endpoint.address, error)
             return
         with self._condition:
-            endpoint.heard(key, account)
+            endpoint.heard(key, account, answered)
 
     @property
     def is_closed(self) -> bool:

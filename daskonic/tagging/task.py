@@ -14,6 +14,7 @@ from distributed import get_worker
 
 from daskonic.errors import DaskonicError, InferenceError, InputError, OutputError, SpecError
 from daskonic.model import Model
+from daskonic.pool import confirm
 from daskonic.report import Report
 from daskonic.tagging.columns import Columns, cause_of, opened
 from daskonic.tagging.events import Events, JetColumns, read_jets
@@ -106,6 +107,7 @@ def tag_partition(job: Job, partition: Partition) -> Record:
         )
     write = _to_parquet if job.fmt == "parquet" else _to_root
     report, sha256 = _portable(lambda: write(job, partition, path), partition)
+    _portable(lambda: confirm(job.model.pool(), (job.model.name, job.model.version), report.endpoints))
     return _record(job, partition, path, report, sha256)
 
 
