@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import random
 import signal
@@ -18,14 +19,18 @@ from typing import Any
 from distributed import Nanny, Worker
 from distributed.comm.core import CommClosedError
 from distributed.core import Status
-from distributed.worker_state_machine import FreeKeysEvent
+from distributed.worker_state_machine import (
+    ExecuteFailureEvent,
+    FreeKeysEvent,
+    RescheduleEvent,
+    StateMachineEvent,
+)
 
-__all__ = ["END_TIME", "LEAVES", "MARGIN", "JobWorker", "dask_setup"]
+from daskonic.ending import job_end_s, job_margin_s
+
+__all__ = ["LEAVES", "JobWorker", "dask_setup"]
 
 logger = logging.getLogger(__name__)
-
-END_TIME, MARGIN = "DASKONIC_JOB_END_TIME", "DASKONIC_JOB_MARGIN"
-"""Environment of a job: when the batch system ends it (seconds since 1970), and how long before that its worker leaves."""
 
 LEAVES = "daskonic-leaves"
 """Key of what a worker tells the scheduler about itself: when it will leave (seconds since 1970), or None."""
@@ -42,16 +47,15 @@ class JobWorker(Worker):
     """Before its job ends, or when it is told to end: no new task, finish what runs, hand results to others.
 
     Tasks that wait go to other workers at once. Results are moved as soon as another worker is there to take them;
-    what neither is moved nor finishes in time is computed again elsewhere.
+    what fails meanwhile, is not moved or does not finish in time is computed again elsewhere.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self._end_s = float(os.environ.get(END_TIME, "inf"))
+        self._end_s = job_end_s()
         left_s = self._end_s - time.time()
-        if left_s < float("inf"):
-            margin_s = float(os.environ[MARGIN])
+        if left_s < math.inf:
             # Not all at the same moment, so that those that leave first find others.
-            kwargs["lifetime"] = max(left_s - margin_s * random.uniform(1.0, 1.5), 0.1)
+            kwargs["lifetime"] = max(left_s - job_margin_s() * random.uniform(1.0, 1.5), 0.1)
         super().__init__(*args, **kwargs)
 
     async def start_unsafe(self) -> JobWorker:
@@ -66,6 +70,16 @@ class JobWorker(Worker):
         """What the cluster shall know: when this worker will leave."""
         leaves_s = None if self.lifetime is None else time.time() + self.lifetime
         return dict(await super().get_startup_information()) | {LEAVES: leaves_s}
+
+    async def execute(self, key: Any, *, stimulus_id: str) -> StateMachineEvent:
+        """Run a task; one that fails while the job ends, for want of time most likely, is another worker's."""
+        done = await super().execute(key, stimulus_id=stimulus_id)
+        if isinstance(done, ExecuteFailureEvent) and self.status == Status.closing_gracefully:
+            logger.info(
+                "task %s failed in a job that ends, and is tried elsewhere: %s", key, done.exception_text
+            )
+            return RescheduleEvent(key=key, stimulus_id=f"job-ends-{time.time()}")
+        return done
 
     async def _warned(self) -> None:
         """The batch system ends the job: a user cancelled it, or others go first."""

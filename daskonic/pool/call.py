@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from daskonic.ending import job_end_s, job_margin_s
 from daskonic.errors import (
     DaskonicError,
     DeadlineError,
@@ -311,8 +311,5 @@ def _error_of(reply: Reply) -> DaskonicError | None:
 
 def job_left_s() -> float:
     """Time until the batch system ends this worker, less what a task needs to end in order; infinite if nobody says."""
-    try:
-        end_s = float(os.environ["SLURM_JOB_END_TIME"])
-    except (KeyError, ValueError):
-        return math.inf
-    return max(end_s - time.time() - JOB_MARGIN_S, 0.0)
+    reserve_s = min(JOB_MARGIN_S, job_margin_s() / 2)  # short jobs have short margins
+    return max(job_end_s() - time.time() - reserve_s, 0.0)

@@ -6,6 +6,7 @@ import os
 import time
 
 from distributed import get_worker
+from distributed.core import Status
 
 
 def noted(folder, i, seconds):
@@ -14,6 +15,16 @@ def noted(folder, i, seconds):
         notes.write(f"{i} {get_worker().name}\n")
     time.sleep(seconds)
     return i, bytes(10_000)
+
+
+def fails_as_its_job_ends(note):
+    """The first time it waits until its worker leaves, and fails; then it does not."""
+    if note.exists():
+        return get_worker().name
+    note.write_text(get_worker().name)
+    while get_worker().status != Status.closing_gracefully:
+        time.sleep(0.05)
+    raise TimeoutError("there was no time")
 
 
 def plugins(dask_worker):
