@@ -13,6 +13,7 @@ from daskonic.errors import ConfigError, DaskonicError
 __all__ = ["main"]
 
 COMMANDS = {
+    "cancel": "End a run and all its batch jobs.",
     "check": "Find out with a few events what is wrong with a run, and what it will cost.",
     "demo": "Tag the shipped jets on this machine, from nothing to a ROC curve.",
     "fleet": "Triton servers in jobs of a batch system, as many as the load wants.",
@@ -20,6 +21,8 @@ COMMANDS = {
     "models": "Write entries of a model repository, mend them, and bring them to servers.",
     "scan": "Measure how many rows a second a model does, by batch size and requests in flight.",
     "serve": "Run a Triton server on this machine until Ctrl-C.",
+    "status": "Tell how far a run is, and what it waits for.",
+    "submit": "Score the jets of files, all of it as batch jobs.",
     "tag": "Score the jets of ROOT or Parquet files.",
     "verify": "Ask every server whether it still has a locked model.",
 }
@@ -93,5 +96,5 @@ def main() -> None:
 
     Exit codes: 0 done, 2 wrong usage or setting, 3 input, 4 features do not fit the model,
     5 no such model, 6 output, 7 local server, 8 server away or busy, 9 model failed,
-    130 interrupted.
+    10 batch system, 75 to be continued by another job, 130 interrupted.
     """

@@ -7,20 +7,25 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from daskonic.cli.options import model_options, read_features
 from daskonic.cli.terminal import (
+    OutOfTime,
+    ends_in_order,
+    ends_later,
     facts_of,
     interrupts_ignored,
+    logged_to,
     print_summary,
     progress_bar,
     quiet,
     quiet_workers,
 )
+from daskonic.ending import AGAIN
 from daskonic.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     from daskonic.model import Model
     from daskonic.plugin import InferencePlugin
 
-__all__ = ["tag"]
+__all__ = ["options_from", "tag"]
 
 EVENTS_PER_TASK = 5_000
 SCHEDULER_TIMEOUT = "10 s"
@@ -44,7 +49,8 @@ def options_from(ctx: click.Context, param: click.Parameter, values: tuple[str, 
         key, is_pair, value = text.partition("=")
         if not (is_pair and key):
             raise click.BadParameter(f"{text!r} is not KEY=VALUE")
-        options[key.replace("-", "_")] = value if ":" in value else yaml.safe_load(value)
+        is_time = ":" in value and value[0] not in "[{"
+        options[key.replace("-", "_")] = value if is_time else yaml.safe_load(value)
     return options
 
 
@@ -142,7 +148,9 @@ def tag(
     begin = time.monotonic()
     try:
         with (
-            _client(plugin, scheduler, workers, batch, jobs, job_options, own) as client,
+            ends_in_order(),
+            _in_jobs(output, batch, scheduler, workers) as of_jobs,
+            _client(plugin, scheduler, workers, batch, jobs, of_jobs | job_options, own) as client,
             progress_bar() as progress,
         ):
             summary = run.tag(
@@ -156,6 +164,12 @@ def tag(
                 tree=tree,
                 progress=progress,
             )
+    except OutOfTime:
+        click.echo(
+            "daskonic: this job ends soon; what is done is kept, the same command in another job continues",
+            err=True,
+        )
+        ctx.exit(AGAIN)
     except KeyboardInterrupt:
         click.echo(
             "daskonic: interrupted; what is done is kept, run the same command again to continue", err=True
@@ -198,6 +212,22 @@ def _model(
 
 
 @contextmanager
+def _in_jobs(
+    output: str, batch: str | None, scheduler: str | None, workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """Let ``daskonic status`` and ``daskonic cancel`` find a run with batch jobs; parameters of its cluster."""
+    if batch is None or scheduler is not None or workers is not None:
+        yield {}
+        return
+    from daskonic.deploy.batch import named
+    from daskonic.tagging.jobs import RunJobs
+
+    run = RunJobs.of(output, named(batch)[0])
+    with run.driven(), logged_to(run.log):
+        yield {"name": run.name, "log_directory": str(run.folder)}
+
+
+@contextmanager
 def _client(
     plugin: InferencePlugin,
     scheduler: str | None,
@@ -230,11 +260,14 @@ def _client(
         return
     of_cluster: dict[str, Any] = {"servers": plugin.settings.servers, "silence_logs": logging.CRITICAL}
     of_cluster["settings"] = own
-    if batch is not None:
-        cluster: Any = cluster_named(batch, jobs or 1, **(of_cluster | job_options))
-    else:
-        with interrupts_ignored():
-            cluster = local_cluster(workers or len(os.sched_getaffinity(0)), **of_cluster)
-    with cluster, Client(cluster) as client:  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        with ends_later():
+            if batch is not None:
+                cluster: Any = cluster_named(batch, jobs or 1, **(of_cluster | job_options))
+            else:
+                with interrupts_ignored():
+                    cluster = local_cluster(workers or len(os.sched_getaffinity(0)), **of_cluster)
+            stack.enter_context(cluster)
+            client = stack.enter_context(Client(cluster))  # type: ignore[no-untyped-call]
         client.register_plugin(quiet_workers())
         yield client

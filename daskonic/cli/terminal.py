@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import multiprocessing
 import os
 import signal
 import time
@@ -11,13 +13,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from daskonic.errors import DaskonicError
+
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from distributed import WorkerPlugin
 
     from daskonic.report import Report
     from daskonic.tagging import Progress, Summary
 
-__all__ = ["facts_of", "interrupts_ignored", "print_summary", "progress_bar", "quiet", "quiet_workers"]
+__all__ = [
+    "OutOfTime",
+    "ends_in_order",
+    "ends_later",
+    "facts_of",
+    "interrupts_ignored",
+    "logged_to",
+    "print_summary",
+    "progress_bar",
+    "quiet",
+    "quiet_workers",
+]
+
+ENDINGS = (signal.SIGTERM, signal.SIGALRM)
 
 
 def quiet() -> None:
@@ -37,8 +56,9 @@ def quiet_workers() -> WorkerPlugin:
         name = "daskonic-quiet"
 
         def setup(self, worker: object) -> None:  # noqa: ARG002
-            """Errors only."""
-            logging.getLogger("daskonic").setLevel(logging.ERROR)
+            """Errors only; the driver's own process, which may hold results for a while, tells more."""
+            if multiprocessing.parent_process() is not None:
+                logging.getLogger("daskonic").setLevel(logging.ERROR)
 
     return Quiet()
 
@@ -55,6 +75,74 @@ def interrupts_ignored() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def ends_later() -> Iterator[None]:
+    """What :func:`ends_in_order` listens to waits for the end of the block: a cluster that starts cannot be closed."""
+    came: list[int] = []
+    before = {each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDINGS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    if came:
+        signal.raise_signal(came[0])
+
+
+class OutOfTime(KeyboardInterrupt):
+    """The end of the job that this process is in is near."""
+
+
+@contextmanager
+def ends_in_order() -> Iterator[None]:
+    """In the block SIGTERM is as Ctrl-C, and a job that nears its end raises :class:`OutOfTime` in time to tidy up.
+
+    What comes while all is tidied up already is ignored: that must not be left half done.
+    """
+    from daskonic.ending import job_end_s, job_margin_s
+
+    def stop(number: int, frame: object) -> None:  # noqa: ARG001
+        for each in ENDINGS:
+            signal.signal(each, signal.SIG_IGN)
+        raise OutOfTime if number == signal.SIGALRM else KeyboardInterrupt
+
+    before = {each: signal.signal(each, stop) for each in ENDINGS}
+    left_s = job_end_s() - time.time() - job_margin_s()
+    if left_s < math.inf:
+        signal.setitimer(signal.ITIMER_REAL, max(left_s, 0.1))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+
+@contextmanager
+def logged_to(path: Path | None) -> Iterator[None]:
+    """What daskonic says goes to a file as well, from INFO on; to stderr go warnings, as ever."""
+    if path is None:
+        yield
+        return
+    logger, file = logging.getLogger("daskonic"), logging.FileHandler(path)
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    assert logging.lastResort is not None
+    handlers, level = [file, logging.lastResort], logger.level
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    except DaskonicError as error:
+        file.handle(logger.makeRecord(logger.name, logging.ERROR, "", 0, "%s", (error,), None))
+        raise
+    finally:
+        logger.setLevel(level)
+        for handler in handlers:
+            logger.removeHandler(handler)
+        file.close()
 
 
 @contextmanager

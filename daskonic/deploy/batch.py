@@ -15,6 +15,7 @@ import dask.config
 from dask.utils import parse_timedelta
 
 from daskonic.deploy.node import UNFIT
+from daskonic.ending import END_TIME, MARGIN
 from daskonic.errors import ConfigError
 from daskonic.plugin import InferencePlugin
 
@@ -136,7 +137,7 @@ def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **paramet
     return cluster
 
 
-def cluster_named(name: str, jobs: int = 0, **parameters: Any) -> JobCluster:
+def cluster_named(name: str, jobs: int = 0, /, **parameters: Any) -> JobCluster:
     """A cluster on one of :data:`SYSTEMS`, or of a preset in ``daskonic.sites``.
 
     Raises
@@ -201,7 +202,7 @@ def options_of(
     threads: int | None = None,
     **given: Any,
 ) -> dict[str, Any]:
-    """Parameters of dask-jobqueue's cluster: what was given, else what ``jobqueue.yaml`` says, else ours."""
+    """Parameters for dask-jobqueue's cluster: what was given, else what ``jobqueue.yaml`` says, else ours."""
 
     def default(key: str, value: Any) -> Any:
         there = dask.config.get(f"jobqueue.{system}.{key.replace('_', '-')}", None)
@@ -212,26 +213,27 @@ def options_of(
     directory = Path(default("log_directory", "daskonic-jobs")).expanduser().absolute()
     directory.mkdir(parents=True, exist_ok=True)
     prologue = list(default("job_script_prologue", []))
-    extra: Any = default("job_extra_directives", [])
+    extra: Any = default("job_extra_directives", {} if system == "htcondor" else [])
+    extra = type(extra)(extra)
     if system == "slurm":
         walltime = options["walltime"] = default("walltime", walltime) if walltime is None else walltime
-        prologue.append("unset SLURM_JOB_END_TIME")  # the worker leaves before; its requests need no deadline
+        extra = ["--no-requeue", *extra]  # another job comes sooner than the same one again
     else:
         options["disk"] = default("disk", "2 GB")
-        extra = dict(extra)
     job_s = None if walltime is None else seconds_of(walltime)
     if job_s is not None:
         prologue += _limits(job_s, margin)
         if system == "htcondor":
-            extra.setdefault(
-                "periodic_remove", f"JobStatus == 2 && time() - EnteredCurrentStatus > {job_s:.0f}"
-            )
+            limit = f"JobStatus == 2 && time() - EnteredCurrentStatus > {job_s:.0f}"
+            extra.setdefault("periodic_remove", limit)
     python = default("python", None)
     if environment is not None:
         python = _bring(environment, python, prologue, extra)
     processes = default("processes", 1)
     n_threads = threads or max(1, cores * int(dask.config.get("daskonic.threads-per-core")) // processes)
     name = given.pop("name", None) or f"daskonic-{uuid.uuid4().hex[:8]}"
+    if system == "htcondor":
+        extra.setdefault("batch_name", name)
     scheduler = {"dashboard_address": ":0", "allowed_failures": ALLOWED_FAILURES}
     return options | {
         "name": name,
@@ -261,10 +263,7 @@ def _limits(job_s: float, margin: str | float | None) -> list[str]:
         raise ConfigError(
             f"margin is {margin_s:g} s; twice that must be less than the walltime of {job_s:g} s"
         )
-    return [
-        f"export DASKONIC_JOB_END_TIME=`date -d '{job_s:.0f} seconds' +%s`",
-        f"export DASKONIC_JOB_MARGIN={margin_s:g}",
-    ]
+    return [f"export {END_TIME}=`date -d '{job_s:.0f} seconds' +%s`", f"export {MARGIN}={margin_s:g}"]
 
 
 def _bring(

@@ -9,6 +9,7 @@ from dask_jobqueue.htcondor import HTCondorCluster, HTCondorJob
 
 from daskonic.deploy.cluster import JobCluster
 from daskonic.deploy.job import BatchJob, JobState, call
+from daskonic.ending import AGAIN
 
 __all__ = ["Cluster"]
 
@@ -22,6 +23,7 @@ FIELDS = (
     "HoldReason",
     "RemoveReason",
     "ExitCode",
+    "JobBatchName",
     "RemoteHost",
 )
 UNDEFINED = "undefined"
@@ -42,31 +44,60 @@ class HtcondorJob(BatchJob, HTCondorJob):
         gone = [i for i in ids if f"{i}.0" not in found]
         if gone:
             constraint = " || ".join(f"ClusterId == {i}" for i in gone)
-            fields = (*FIELDS[:-1], "LastRemoteHost")
-            past = await call(
-                "condor_history", "-constraint", constraint, "-match", str(len(gone)), "-scanlimit", str(RECENT),
-                "-af:t", *fields,
-            )  # fmt: skip
-            found |= _states(past)
+            found |= await _history(constraint, len(gone))
         return found
+
+    @classmethod
+    async def named(cls, *names: str) -> dict[str, JobState]:
+        """By name of the batch; one question for the queue and one for the last of the history."""
+        constraint = " || ".join(f'JobBatchName == "{name}"' for name in names)
+        queue = _states(await call("condor_q", "-constraint", constraint, "-af:t", *FIELDS), "runs")
+        return await _history(constraint, RECENT) | queue
+
+    def drive(self, lines: list[str], arguments: str, script: Path, is_on_node: bool) -> None:
+        """Without cores it runs beside the queue, where it was submitted, as DAGMan does."""
+        log = str(script.with_name("driver.log"))
+        self.job_header_dict |= {
+            **({} if is_on_node else {"universe": "local"}),
+            "Output": log,
+            "Error": log,
+            "on_exit_remove": f"ExitCode =!= {AGAIN}",
+            "periodic_remove": "False",
+        }
+        self._command_template = "; ".join(
+            [*lines, *self._job_script_prologue, f"exec {self.python} {arguments}"]
+        )
 
     def log_path(self) -> Path | None:
         """As dask-jobqueue names it."""
         return Path(self.log_directory) / f"worker-{self.job_id}.err" if self.log_directory else None
 
 
-def _states(out: str) -> dict[str, JobState]:
-    """Lines of ``-autoformat`` with tabulators."""
+async def _history(constraint: str, at_most: int) -> dict[str, JobState]:
+    """Jobs that have left the queue, as far as a short look finds them."""
+    return _states(
+        await call(
+            "condor_history", "-constraint", constraint, "-match", str(at_most), "-scanlimit", str(RECENT),
+            "-af:t", *FIELDS[:-1], "LastRemoteHost",
+        )
+    )  # fmt: skip
+
+
+def _states(out: str, removed_phase: str = "ended") -> dict[str, JobState]:
+    """Lines of ``-autoformat`` with tabulators; a job that is removed may run for a moment yet."""
+    phases = PHASES | {REMOVED: removed_phase}
     found = {}
     for line in out.splitlines():
-        cluster, status, rejected, held, removed, code, node = (part.strip() for part in line.split("\t"))
+        cluster, status, rejected, held, removed, code, name, node = (
+            part.strip() for part in line.split("\t")
+        )
         number = int(status)
         why = {IDLE: rejected, HELD: held, REMOVED: removed}.get(number, UNDEFINED)
         words = [NAMES.get(number, "running"), *([f"({why})"] if why != UNDEFINED else [])]
         if number == COMPLETED and code != UNDEFINED:
             words.append(f"exit code {code}")
         host = "" if node == UNDEFINED else node.split("@", 1)[-1]
-        found[f"{cluster}.0"] = JobState(PHASES.get(number, "ended"), " ".join(words), host)  # type: ignore[arg-type]
+        found[f"{cluster}.0"] = JobState(phases.get(number, "ended"), " ".join(words), host, name)  # type: ignore[arg-type]
     return found
 
 

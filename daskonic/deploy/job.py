@@ -18,7 +18,7 @@ from daskonic import __version__
 from daskonic.deploy.node import UNFIT
 from daskonic.errors import BatchSystemError
 
-__all__ = ["BatchJob", "JobState", "call"]
+__all__ = ["BatchJob", "JobState", "call", "last_words"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +37,14 @@ class JobState:
         Its own words: state, reason, exit code.
     node : str
         Where it runs or ran; empty if nowhere.
+    name : str
+        Of the run that it belongs to, as the batch system shows it.
     """
 
     phase: Literal["waits", "runs", "ended"]
     words: str
     node: str = ""
+    name: str = ""
 
 
 async def call(*command: str) -> str:
@@ -88,6 +91,7 @@ class BatchJob(Job):
         self.submitted_s = time.time()
         try:
             await super().start()
+            logger.info("job %s is submitted", self.job_id)
         except BaseException:
             self.status = Status.failed
             raise
@@ -107,6 +111,27 @@ class BatchJob(Job):
         """What the batch system says, by job id; one that it does not know any more is left out."""
         raise NotImplementedError
 
+    @classmethod
+    async def named(cls, *names: str) -> dict[str, JobState]:
+        """The user's jobs of these names, by job id; of those that have ended only what is still known."""
+        raise NotImplementedError
+
+    def drive(self, lines: list[str], arguments: str, script: Path, is_on_node: bool) -> None:
+        """Make this the job that drives a run: Python with these arguments, and again while its exit code is ``AGAIN``.
+
+        Parameters
+        ----------
+        lines : list of str
+            Shell commands before it.
+        arguments : str
+            Of Python, quoted.
+        script : Path
+            Where the job's script will be; the log lies beside it.
+        is_on_node : bool
+            Whether a node's cores are needed: the workers are in this job.
+        """
+        raise NotImplementedError
+
     def log_path(self) -> Path | None:
         """Where its errors are, if anywhere."""
         raise NotImplementedError
@@ -114,10 +139,15 @@ class BatchJob(Job):
     def last_words(self) -> str:
         """The last line that says something in its log."""
         path = self.log_path()
-        try:
-            text = "" if path is None else path.read_bytes()[-LOG_NBYTES:].decode(errors="replace")
-        except OSError:
-            return ""
-        lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-        ours = [line for line in lines if line.startswith("daskonic: ")]
-        return (ours or lines or [""])[-1]
+        return "" if path is None else last_words(path)
+
+
+def last_words(path: Path) -> str:
+    """The last line of a log that says something; daskonic's own before others."""
+    try:
+        text = path.read_bytes()[-LOG_NBYTES:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    ours = [line for line in lines if line.startswith("daskonic: ")]
+    return (ours or lines or [""])[-1]

@@ -6,6 +6,7 @@
       manifest.json       whose results these are; after the end also servers, versions, totals, partitions
       partitions.jsonl    one line for each finished partition
       scores/             one file for each partition
+      jobs/               what a run with batch jobs keeps of them
       .lock               held while a run writes here
 
 A worker renames a partition's file into place when it is whole; then the one process that drives the
@@ -21,7 +22,8 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,11 +32,12 @@ from typing import IO, Any, Self
 from daskonic.errors import OutputError
 from daskonic.tagging.scores import TEMPORARY, atomic, digest
 
-__all__ = ["Output", "Record"]
+__all__ = ["JOBS", "Output", "Record", "holder", "locked", "read_manifest", "records"]
 
 logger = logging.getLogger(__name__)
 
 LAYOUT = 1
+JOBS = "jobs"
 DIFFERENCES_NAMED = 4
 
 
@@ -130,7 +133,7 @@ class Output:
         try:
             self._refuse_foreign()
             self.scores.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.path / ".lock")
+            self._lock = locked(self.path / ".lock")
             self._claim()
             self._log = _appended(self.path / "partitions.jsonl")
         except OSError as error:
@@ -162,9 +165,8 @@ class Output:
             Those with a line whose file is there in its size and with its digest.
         """
         found: dict[int, Record] = {}
-        for line in (self.path / "partitions.jsonl").read_text("utf-8").splitlines():
-            record = _record(line)
-            if record and partitions.get(record.index) == (record.path, record.start, record.stop):
+        for record in records(self.path):
+            if partitions.get(record.index) == (record.path, record.start, record.stop):
                 found[record.index] = record
         return {index: record for index, record in sorted(found.items()) if self._matches(record)}
 
@@ -197,7 +199,7 @@ class Output:
         """The folder is ours, or was, or OutputError; what a killed run left half-written goes."""
         manifest = self.path / "manifest.json"
         if manifest.exists():
-            there = _read(manifest)
+            there = read_manifest(manifest)
             differences = list(_differences(there["identity"], self._manifest["identity"]))
             if differences:
                 more = f"; and {n} more" if (n := len(differences) - DIFFERENCES_NAMED) > 0 else ""
@@ -218,7 +220,7 @@ class Output:
             return
         if not self.path.is_dir():
             raise OutputError(f"{self.path} is not a folder")
-        others = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", "scores"))
+        others = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", JOBS, "scores"))
         if others and "manifest.json" not in others and not all(n.startswith(TEMPORARY) for n in others):
             raise OutputError(
                 f"{self.path} holds other things ({', '.join(others[:3])}); choose a new or empty folder"
@@ -238,7 +240,7 @@ class Output:
             return False
 
 
-def _locked(path: Path) -> IO[str]:
+def locked(path: Path) -> IO[str]:
     """The open lock file; the lock ends with the process, however it ends."""
     file = path.open("a+", encoding="utf-8")
     try:
@@ -257,6 +259,30 @@ def _locked(path: Path) -> IO[str]:
     return file
 
 
+def holder(path: Path) -> str:
+    """Who holds a lock, such as ``process 12 on login1``; empty if nobody does, or the file system has no locks."""
+    try:
+        with path.open("r+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().strip() or "unknown"
+    except OSError:
+        pass
+    return ""
+
+
+def records(path: Path) -> Iterator[Record]:
+    """Partitions that an output folder's log has as finished, in the order in which they were."""
+    try:
+        lines = (path / "partitions.jsonl").read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        with suppress(ValueError, TypeError):  # a torn one
+            yield Record(**json.loads(line))
+
+
 def _appended(path: Path) -> IO[str]:
     """A log to append to, after the last whole line."""
     file = path.open("a+", encoding="utf-8")
@@ -268,15 +294,7 @@ def _appended(path: Path) -> IO[str]:
     return file
 
 
-def _record(line: str) -> Record | None:
-    """One line of the log; None for a torn one."""
-    try:
-        return Record(**json.loads(line))
-    except (ValueError, TypeError):
-        return None
-
-
-def _read(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
     """A manifest, or OutputError."""
     try:
         manifest = json.loads(path.read_text("utf-8"))

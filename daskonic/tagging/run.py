@@ -116,7 +116,7 @@ def tag(
         cluster.submit(try_features, job, sources[0], pure=False).result()
         with Output(Path(job.output), _identity(job, sources)) as folder:
             before = folder.finished({p.index: (partition_path(p, fmt), p.start, p.stop) for p in todo})
-            folder.begin(_run_facts())
+            folder.begin(_run_facts(todo))
             run = _Run(job, folder, todo, before, progress)
             try:
                 run.compute(cluster)
@@ -286,7 +286,7 @@ def _client(client: Client | None) -> Iterator[Client]:
         except ValueError:
             client = None
     if client is not None:
-        if not client.nthreads():  # type: ignore[no-untyped-call]
+        if client.cluster is None and not client.nthreads():  # type: ignore[no-untyped-call]
             logger.warning("the Dask scheduler has no workers yet; waiting for the first one")
         yield client
         return
@@ -337,9 +337,11 @@ def _identity(job: Job, sources: list[Source]) -> dict[str, Any]:
     }
 
 
-def _run_facts() -> dict[str, Any]:
-    """Who starts, where, with what."""
+def _run_facts(todo: list[Partition]) -> dict[str, Any]:
+    """Who starts, where, with what, and how much there is to do, that done before included."""
     return {
+        "partitions_total": len(todo),
+        "events_total": sum(p.stop - p.start for p in todo),
         "started": _now(),
         "host": platform.node(),
         "python": platform.python_version(),
