@@ -50,6 +50,7 @@ def cluster(system, tmp_path):
         small = {
             "memory": "500 MB",
             "threads": 1,
+            "silence_logs": False,  # Dask would silence pytest's own handler
             "servers": ["127.0.0.1:1"],
             "log_directory": str(tmp_path / "jobs"),
             "job_script_prologue": [f"export PYTHONPATH={Path(__file__).parent}"],

@@ -26,7 +26,8 @@ SlurmctldPort={port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge/socket
+# a job that is started again waits until its first credential is no more
+AuthInfo=socket={folder}/munge/socket,cred_expire=5
 CredType=cred/munge
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool.%n
@@ -50,6 +51,8 @@ DefMemPerCPU=100
 GresTypes=gpu
 # a job that can start does so at once
 SchedulerParameters=batch_sched_delay=0,bf_interval=1,sched_interval=2,sched_min_interval=0
+# what a partition does not take is refused, as with accounts of a database
+EnforcePartLimits=ALL
 ReturnToService=2
 KillWait=5
 SlurmdTimeout=10
@@ -57,6 +60,7 @@ MinJobAge=300
 {nodes}
 PartitionName=cpu Nodes={all} Default=YES MaxTime=UNLIMITED DefaultTime=60 State=UP
 PartitionName=short Nodes={all} MaxTime=2 DefaultTime=1 State=UP
+PartitionName=group Nodes={all} AllowAccounts=cms State=UP
 PartitionName=gpu Nodes={last} MaxTime=UNLIMITED DefaultTime=60 State=UP
 """
 
@@ -108,17 +112,16 @@ class Slurm:
 
     def close_nodes(self) -> None:
         """No job starts any more."""
-        self._update("state=drain reason=maintenance")
+        self._update(f"n[1-{self.nodes}]", "state=drain", "reason=maintenance")
 
     def open_nodes(self) -> None:
         """Jobs start again."""
-        self._update("state=resume")
+        self._update(f"n[1-{self.nodes}]", "state=resume")
 
-    def _update(self, what: str) -> None:
-        """All nodes."""
-        nodes = f"nodename=n[1-{self.nodes}]"
+    def _update(self, nodes: str, *what: str) -> None:
+        """Tell the controller."""
         subprocess.run(
-            ["scontrol", "update", nodes, *what.split()], env=os.environ | self.environment, check=True
+            ["scontrol", "update", f"nodename={nodes}", *what], env=os.environ | self.environment, check=True
         )
 
     def _idle(self) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import tarfile
@@ -13,8 +14,9 @@ import dask.config
 import pytest
 from daemons import eventually
 from distributed import Client, wait
-from tasks import noted, parent_and_self, plugins
+from tasks import fails_as_its_job_ends, noted, parent_and_self, plugins
 
+import daskonic as dk
 from daskonic.errors import BatchSystemError
 
 JOIN_S = 60
@@ -134,6 +136,7 @@ def test_blocked_scheduler_is_said(cluster):
 REFUSED = {
     "slurm": [
         ({"queue": "nowhere"}, "[Ii]nvalid partition"),
+        ({"queue": "group", "account": "nobody"}, "[Ii]nvalid account"),
         ({"memory": "900 GB"}, "Requested node configuration is not available"),
     ],
     "htcondor": [
@@ -145,8 +148,6 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusal_in_the_words_of_the_batch_system(name, request, monkeypatch, tmp_path):
     """Wrong partition, account, memory: an error at once, with what the batch system says of it."""
-    import daskonic as dk
-
     system = request.getfixturevalue(name)
     for key, value in system.environment.items():
         monkeypatch.setenv(key, value)
@@ -158,7 +159,65 @@ def test_refusal_in_the_words_of_the_batch_system(name, request, monkeypatch, tm
     assert system.jobs() == []
 
 
-@pytest.mark.parametrize("system", ["slurm"], indirect=True)  # the pool of the tests has no file transfer
+@pytest.mark.parametrize(
+    ("system", "trouble"),
+    [("slurm", "no free node"), ("htcondor", "no free node"), ("htcondor", "too much memory")],
+    indirect=["system"],
+)
+def test_why_no_job_starts_is_said(cluster, system, caplog, monkeypatch, trouble):
+    """While jobs wait and no worker is there, the log has the batch system's reason in one line."""
+    monkeypatch.setattr("daskonic.deploy.cluster.SILENT_S", 3.0)
+    words = {
+        "slurm": "PENDING .*(Nodes required for job are|ReqNodeNotAvail)",
+        "htcondor": "idle .no match found",
+    }
+    if trouble == "no free node":
+        system.close_nodes()
+    try:
+        cluster(2, memory="900 GB" if trouble == "too much memory" else "500 MB")
+        said = re.compile("no worker has been there for .*" + words[system.name])
+        assert eventually(lambda: any(said.search(line) for line in caplog.messages), JOIN_S), caplog.text
+    finally:
+        if trouble == "no free node":
+            system.open_nodes()
+
+
+@pytest.mark.parametrize(("name", "command"), [("slurm", "sbatch"), ("htcondor", "condor_submit")])
+def test_a_machine_without_the_commands_is_said(name, command, tmp_path, monkeypatch):
+    """One line that names the command, and where there is one."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    function = {"slurm": dk.slurm_cluster, "htcondor": dk.htcondor_cluster}[name]
+    with pytest.raises(BatchSystemError, match=f"cannot run '{command}'.*such as a login node"):
+        function(1, servers=["127.0.0.1:1"], log_directory=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (dk.slurm_cluster, ["apptainer exec {image} python3 -m daskonic.deploy.node"]),
+        (dk.htcondor_cluster, ["universe = container", "container_image = {image}"]),
+    ],
+)
+def test_container_in_the_job_script(function, words, tmp_path):
+    """A container image is named to Apptainer, or to HTCondor."""
+    image = tmp_path / "image.sif"
+    image.touch()
+    with function(servers=["127.0.0.1:1"], log_directory=str(tmp_path), environment=str(image)) as made:
+        for each in words:
+            assert each.format(image=image) in made.job_script()
+
+
+def test_what_fails_as_its_job_ends_is_tried_elsewhere(cluster, system, tmp_path):
+    """A task that has no time left in a job that ends is no error: another worker does it."""
+    note = tmp_path / "note"
+    made = cluster(1)
+    with Client(made) as client:
+        future = client.submit(fails_as_its_job_ends, note)
+        assert eventually(note.exists, JOIN_S)
+        system.cancel(system.jobs()[0])
+        assert future.result(timeout=JOIN_S) != note.read_text()
+
+
 def test_packed_environment(cluster, tmp_path):
     """A packed environment is unpacked on the node, and its Python runs the worker."""
     python = tmp_path / "python"
