@@ -12,6 +12,7 @@ import logging
 import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Hashable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,16 +22,20 @@ from typing import Any
 from distributed import Reschedule, Worker, WorkerPlugin, get_worker, secede
 from distributed.threadpoolexecutor import thread_state
 
-from daskonic import display
+from daskonic import display, ledger
 from daskonic.config import Settings, resolve
 from daskonic.pool import Claim, Pool, Share
+from daskonic.report import OWN_SHARES
 from daskonic.sharing import Shareholder
 
-__all__ = ["InferencePlugin", "aside", "claim_of_task", "current_pool", "honoured", "pool_for"]
+__all__ = ["LOAD", "InferencePlugin", "aside", "claim_of_task", "current_pool", "honoured", "pool_for"]
 
 logger = logging.getLogger(__name__)
 
 NAME = "daskonic"
+LOAD = "daskonic-load"
+"""Key of what a worker tells the scheduler with its heartbeat: what its time has gone into, see :meth:`InferencePlugin.load`."""
+
 RUNNING = ("executing", "long-running")
 LOOK_S, BUSY = 1.0, 0.05
 """How often a task that waits for its turn looks whether those that have one do anything, and the part of time that is something."""
@@ -125,6 +130,8 @@ class InferencePlugin(WorkerPlugin):
             self._share = Share(*(0 if math.isfinite(limit) else limit for limit in limits))
             self._shareholder = Shareholder(worker, limits, self._share)
         self._pool = Pool(self.settings, share=self._share)
+        worker.metrics[LOAD] = self.load
+        ledger.spare(max(self._spare_threads, 0))
         logger.info("worker %s infers at %s", worker.address, ", ".join(self.settings.servers))
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002
@@ -134,6 +141,29 @@ class InferencePlugin(WorkerPlugin):
             self._pool = None
         if self._shareholder is not None:
             await self._shareholder.leave()
+
+    def load(self, worker: Worker) -> dict[str, float]:
+        """What this process has done so far.
+
+        Returns
+        -------
+        dict of str to float
+            ``at_s``: the worker's clock; ``rows`` with scores; ``cores``, or threads where that is not known, and seconds
+            for which these were ``held_s``: had nothing to do, as tasks waited for servers; seconds of calls:
+            ``waits_s`` for servers, of which ``queued_s`` because servers had others to serve.
+        """
+        report = ledger.total()
+        spent_s = report.spent_s()
+        # A window that the user has set lets requests wait at servers that are idle, too.
+        full_s = 0.0 if self.settings.window else spent_s.get("full servers", 0.0)
+        return {
+            "at_s": time.monotonic(),
+            "rows": report.joined,
+            "cores": worker.state.nthreads - max(self._spare_threads, 0),
+            "held_s": ledger.held_s(),
+            "waits_s": sum(seconds for share, seconds in spent_s.items() if share not in OWN_SHARES),
+            "queued_s": full_s + spent_s.get("server queue", 0.0),
+        }
 
     def pool(self) -> Pool | None:
         """The worker's pool; None before setup and after teardown."""
@@ -205,11 +235,13 @@ def aside() -> Iterator[None]:
     """
     plugin = _here()
     if plugin is None or not getattr(thread_state, "proceed", False):
-        yield
+        with ledger.waiting():
+            yield
         return
     try:
         if not plugin.step_aside():
-            yield
+            with ledger.waiting():
+                yield
             return
         secede()  # type: ignore[no-untyped-call]
         try:

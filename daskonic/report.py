@@ -39,6 +39,9 @@ SHARES = (
 )
 """What the time of a run goes into."""
 
+OWN_SHARES = ("features", "reading", "writing")
+"""What of it is the workers' own; the others wait for servers."""
+
 SHARES_SHOWN = 3
 
 

@@ -29,6 +29,7 @@ from distributed.protocol.pickle import dumps
 from distributed.scheduler import WorkerState
 from tornado.ioloop import PeriodicCallback
 
+from daskonic.deploy.adaptive import ServerAdaptive
 from daskonic.deploy.job import BatchJob, JobState
 from daskonic.deploy.keeper import Keeper
 from daskonic.deploy.worker import LEAVES
@@ -97,8 +98,9 @@ class JobCluster(JobQueueCluster):
         return scaled
 
     def adapt(self, *args: Any, **kwargs: Any) -> Any:
-        """Let Dask decide how many workers there shall be."""
+        """Let Dask decide how many workers there shall be; no more than the servers can serve."""
         self._try_again()
+        kwargs.setdefault("Adaptive", ServerAdaptive)
         return super().adapt(*args, **kwargs)
 
     def new_worker_spec(self) -> dict[str, Any]:

@@ -9,8 +9,11 @@ from collections.abc import Iterable
 from typing import Any
 
 import dask.config
-from distributed import Client, LocalCluster, Worker, WorkerPlugin
+import distributed
+from distributed import Client, Nanny, Worker, WorkerPlugin
 
+from daskonic.deploy.adaptive import ServerAdaptive
+from daskonic.deploy.worker import JobWorker
 from daskonic.plugin import InferencePlugin
 
 __all__ = ["local_cluster"]
@@ -30,6 +33,22 @@ class _Undisturbed(WorkerPlugin):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+class _Nanny(Nanny):
+    """Its worker finishes what it has begun when it is told to leave."""
+
+    def __init__(self, scheduler: str, **kwargs: Any) -> None:
+        super().__init__(scheduler, worker_class=JobWorker, **kwargs)
+
+
+class LocalCluster(distributed.LocalCluster):
+    """Dask's, whose workers can be adapted to the servers."""
+
+    def adapt(self, *args: Any, **kwargs: Any) -> Any:
+        """Let Dask decide how many workers there shall be; no more than the servers can serve."""
+        kwargs.setdefault("Adaptive", ServerAdaptive)
+        return super().adapt(*args, **kwargs)
+
+
 def local_cluster(
     n_workers: int = 2,
     *,
@@ -37,7 +56,7 @@ def local_cluster(
     threads_per_worker: int | None = None,
     settings: dict[str, Any] | None = None,
     **kwargs: Any,
-) -> LocalCluster:
+) -> distributed.LocalCluster:
     """Start a Dask cluster of worker processes on this machine.
 
     Parameters
@@ -67,6 +86,8 @@ def local_cluster(
     plugin = InferencePlugin(servers, **(settings or {}))
     kwargs.setdefault("dashboard_address", ":0")
     plugin.cores = 1
+    if kwargs.get("processes", True):
+        kwargs.setdefault("worker_class", _Nanny)
     cluster = LocalCluster(
         n_workers=n_workers,
         threads_per_worker=threads_per_worker or dask.config.get("daskonic.threads-per-core"),

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
+from daskonic import ledger
 from daskonic.config import Settings
 from daskonic.errors import (
     ConfigError,
@@ -147,9 +148,10 @@ class Pool:
                 self._background = ThreadPoolExecutor(
                     self.settings.partitions_held, thread_name_prefix="daskonic-submit"
                 )
-        self._held.acquire()
+        with ledger.waiting():
+            self._held.acquire()
         try:
-            future = self._background.submit(copy_context().run, function, *arguments)
+            future = self._background.submit(copy_context().run, ledger.beside, function, *arguments)
         except RuntimeError as error:
             self._held.release()
             raise ServerError("the pool of connections is closed (worker or plugin shut down)") from error
@@ -263,7 +265,8 @@ class Pool:
                         return permit
                     if now >= deadline:
                         raise DeadlineError(self.no_server(key))
-                    self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
+                    with ledger.waiting():
+                        self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
             finally:
                 self._waiting.discard(threading.get_native_id())
 
