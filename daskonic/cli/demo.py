@@ -18,8 +18,6 @@ __all__ = ["demo"]
 
 PICTURE = "demo.png"
 
-"""Batches of another size change the last bits of float32 sums, not more."""
-
 
 @click.command()
 @click.option(
