@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def shielded(give_up: Callable[[], None], function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call a function where no signal strikes; on an interrupt ``give_up`` asks it to end, which is waited for.
+    """Call a function where no signal strikes; should one strike here ``give_up`` asks it to end, which is waited for.
 
     Python raises KeyboardInterrupt in the main thread between any two instructions: also between taking a permit and
     noting who has it, which would be lost for good. So where this is the main thread the function runs on another one.
@@ -24,6 +24,6 @@ def shielded(give_up: Callable[[], None], function: Callable[..., Result], *argu
     with ThreadPoolExecutor(1, thread_name_prefix="daskonic-call") as apart:
         try:
             return apart.submit(copy_context().run, function, *arguments).result()
-        except KeyboardInterrupt:
+        except BaseException:  # whatever a handler of signals raises
             give_up()
             raise

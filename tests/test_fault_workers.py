@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 
+import dask
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
@@ -20,7 +21,11 @@ import daskonic as dk
 
 @pytest.fixture(scope="module")
 def cluster(pair):
-    with dk.local_cluster(2, servers=[s.address for s in pair], threads_per_worker=2) as cluster:
+    # Where a killed worker takes longer to come back than this, Dask does without it for good.
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "300 s"}),
+        dk.local_cluster(2, servers=[s.address for s in pair], threads_per_worker=2) as cluster,
+    ):
         yield cluster
 
 

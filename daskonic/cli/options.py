@@ -54,14 +54,16 @@ def read_features(given: str, nan: Literal["error", "zero"] = "error") -> Featur
 
     Raises
     ------
+    SpecError
+        There is no such YAML, or it is not one of weaver's.
     ConfigError
         There is no such file, nor features of that name; or NaN should become 0 where that is not weaver's.
     """
     from daskonic.features import Features
 
     path = Path(given)
-    if path.exists() and path.suffix != ".json":
-        return Features.from_weaver(path, nan=nan)
+    if path.suffix in (".yaml", ".yml") or (path.exists() and path.suffix != ".json"):
+        return Features.from_weaver(path, nan=nan)  # which says it where there is no such file
     if nan != "error":
         raise ConfigError(f"--nan {nan} is for a YAML of weaver, and --features {given} is not one")
     if path.exists():
