@@ -6,7 +6,9 @@ import hashlib
 import importlib
 import os
 import shlex
+import signal
 import sys
+import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,12 +113,20 @@ def htcondor_cluster(jobs: int = 0, **parameters: Any) -> JobCluster:
     return cluster_of("htcondor", jobs, **parameters)
 
 
+def import_jobqueue() -> None:
+    """Bring dask-jobqueue and its configuration, but not its answer to Ctrl-C, which is a silent end of the process."""
+    before = signal.getsignal(signal.SIGINT)
+    import dask_jobqueue  # noqa: F401
+
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, before)
+
+
 def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **parameters: Any) -> JobCluster:
     """A cluster on one of :data:`SYSTEMS`; see :func:`slurm_cluster`."""
     parameters = preset(system, site) | parameters
     plugin = InferencePlugin(parameters.pop("servers", None), **(parameters.pop("settings", None) or {}))
-    import dask_jobqueue  # noqa: F401  # brings its configuration
-
+    import_jobqueue()
     module = importlib.import_module(f"daskonic.deploy.{system}")
     options = options_of(system, **parameters)
     plugin.cores = max(1, options["cores"] // options["processes"])

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daskonic.deploy.batch import named, options_of, preset
+from daskonic.deploy.batch import import_jobqueue, named, options_of, preset
 from daskonic.deploy.job import BatchJob
 from daskonic.roster import Entry, Pulse
 
@@ -42,8 +42,7 @@ def options_for(system: str, name: str, gpus: int, **parameters: Any) -> tuple[s
     ConfigError
         One of them is not usable.
     """
-    import dask_jobqueue  # noqa: F401  # brings its configuration
-
+    import_jobqueue()
     system, site = named(system)
     options = options_of(system, **({"name": f"daskonic-{name}"} | preset(system, site) | parameters))
     options = {key: value for key, value in options.items() if key not in OF_CLUSTERS}

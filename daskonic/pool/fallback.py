@@ -5,6 +5,7 @@ Both read the models of a repository on the worker's file system, made by :func:
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 from concurrent.futures import Future
@@ -20,7 +21,9 @@ from daskonic.transport import Account, Transport
 from daskonic.transport.grpc import GrpcTransport
 from daskonic.transport.onnx import OnnxTransport
 
-__all__ = ["InProcess", "fallback_endpoint"]
+__all__ = ["InProcess", "fallback_endpoint", "tell_fallback"]
+
+logger = logging.getLogger(__name__)
 
 IN_PROCESS, LOCAL_SERVER = "in process", "local server"
 """Addresses in reports."""
@@ -37,6 +40,15 @@ def fallback_endpoint(settings: Settings, rng: random.Random) -> Endpoint | None
     if settings.fallback == "server":
         return Endpoint(LOCAL_SERVER, lambda _: _at_shared_server(settings), settings.window, rng)
     return None
+
+
+def tell_fallback(endpoint: Endpoint, is_fallback: bool, settings: Settings) -> None:
+    """Say that calls go on without servers, or that one is back."""
+    if is_fallback:
+        servers = ", ".join(settings.servers)
+        logger.warning("no server answers; calls go on %s: %s", endpoint.address, servers)
+    else:
+        logger.warning("%s is asked again after calls went on without servers", endpoint.address)
 
 
 def _at_shared_server(settings: Settings) -> Transport:

@@ -37,7 +37,7 @@ from daskonic.pool.claim import Claim
 from daskonic.pool.contact import described, first_contact, read_lock
 from daskonic.pool.discovery import Discovery
 from daskonic.pool.endpoint import Endpoint, ModelKey, tell_health
-from daskonic.pool.fallback import fallback_endpoint
+from daskonic.pool.fallback import fallback_endpoint, tell_fallback
 from daskonic.pool.samples import Samples
 from daskonic.pool.share import Share
 from daskonic.pool.stats import PoolStats
@@ -319,15 +319,8 @@ class Pool:
     def _tell_fallback(self, endpoint: Endpoint) -> None:
         """Say when calls go on without servers, and when they are back."""
         if (endpoint is self._fallback) != self._on_fallback:
-            self._on_fallback = endpoint is self._fallback
-            if self._on_fallback:
-                logger.warning(
-                    "no server answers; calls go on %s: %s",
-                    endpoint.address,
-                    ", ".join(self.settings.servers),
-                )
-            else:
-                logger.warning("%s is asked again after calls went on without servers", endpoint.address)
+            self._on_fallback = not self._on_fallback
+            tell_fallback(endpoint, self._on_fallback, self.settings)
 
     def ask_account(self, endpoint: Endpoint, key: ModelKey) -> tuple[float, float] | None:
         """Mean time in the queue and of computing by the server's own account, which is asked for now and then."""

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+import subprocess
 import sys
 import tarfile
 from collections import Counter
@@ -245,3 +246,12 @@ def test_sites(cluster, system):
 def _log(caplog):
     """The log is about what daskonic says."""
     caplog.set_level(logging.INFO, "daskonic")
+
+
+def test_ctrl_c_stays_what_it_is():
+    """dask-jobqueue makes it a silent end of the process; with daskonic it is still an interrupt."""
+    code = (
+        "import signal; from daskonic.deploy.batch import import_jobqueue; import_jobqueue(); "
+        "import dask_jobqueue.runner; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
