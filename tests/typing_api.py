@@ -75,8 +75,10 @@ def a_cluster(client: Client, servers: Sequence[str]) -> None:
         assert_type(server, dk.LocalServer)
     with dk.loaded("models/toy", servers=["a:8001"]) as name:
         assert_type(name, str)
-        assert_type(server.address, str)
-        assert_type(dk.local_cluster(2, servers=[server.address]), LocalCluster)
+    assert_type(server.address, str)
+    assert_type(dk.local_cluster(2, servers=[server.address]), LocalCluster)
+    with dk.ServerFleet("top", "slurm", "models", maximum=4) as fleet:
+        assert_type(fleet.address, str)
 
 
 def a_run(model: dk.Model, features: dk.Features) -> None:
