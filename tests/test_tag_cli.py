@@ -21,6 +21,8 @@ from jet_files import make_events, write_root
 
 import daskonic as dk
 from daskonic.cli import main
+from daskonic.errors import OutputError
+from daskonic.tagging.jobs import RunJobs
 
 FEATURES = (
     """\
@@ -351,3 +353,11 @@ def test_folder_of_another_model(inputs, triton, scheduler, tmp_path):
     del args[args.index("--classes") : args.index("--classes") + 2]
     refused(invoke(args), 6, "belongs to another run: model is sum there and identity now")
     assert contents(tmp_path / "out") == before
+
+
+def test_jobs_of_a_run_leave_a_folder_of_others_alone(tmp_path):
+    """Nothing is written and no job submitted where the output folder has something else in it."""
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(OutputError, match=r"holds other things \(thesis.tex\)"):
+        RunJobs.of(tmp_path, "slurm").submit("slurm", [], of_workers={}, of_driver={})
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

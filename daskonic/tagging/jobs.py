@@ -27,7 +27,7 @@ from typing import Any, Self
 from daskonic.deploy import driver
 from daskonic.deploy.job import JobState
 from daskonic.errors import OutputError
-from daskonic.tagging.manifest import JOBS, holder, locked
+from daskonic.tagging.manifest import JOBS, holder, locked, refuse_foreign
 
 __all__ = ["RunJobs"]
 
@@ -147,8 +147,9 @@ class RunJobs:
         return self.folder / ".driver"
 
     def _begin(self) -> None:
-        """Let other shells find the jobs."""
+        """Let other shells find the jobs; OutputError where the folder is not a run's."""
         try:
+            refuse_foreign(self.output)
             self.folder.mkdir(parents=True, exist_ok=True)
             (self.folder / "run.json").write_text(json.dumps({"system": self.system}) + "\n", "utf-8")
         except OSError as error:

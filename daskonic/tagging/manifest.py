@@ -32,7 +32,7 @@ from typing import IO, Any, Self
 from daskonic.errors import OutputError
 from daskonic.tagging.scores import TEMPORARY, atomic, digest
 
-__all__ = ["JOBS", "Output", "Record", "holder", "locked", "read_manifest", "records"]
+__all__ = ["JOBS", "Output", "Record", "holder", "locked", "read_manifest", "records", "refuse_foreign"]
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,7 @@ class Output:
 
     def __enter__(self) -> Self:
         try:
-            self._refuse_foreign()
+            refuse_foreign(self.path)
             self.scores.mkdir(parents=True, exist_ok=True)
             self._lock = locked(self.path / ".lock")
             self._claim()
@@ -214,18 +214,6 @@ class Output:
                 left.unlink(missing_ok=True)
         self._write()
 
-    def _refuse_foreign(self) -> None:
-        """OutputError for a path that is a file, or a folder with other things in it."""
-        if not os.path.lexists(self.path):
-            return
-        if not self.path.is_dir():
-            raise OutputError(f"{self.path} is not a folder")
-        others = sorted(p.name for p in self.path.iterdir() if p.name not in (".lock", JOBS, "scores"))
-        if others and "manifest.json" not in others and not all(n.startswith(TEMPORARY) for n in others):
-            raise OutputError(
-                f"{self.path} holds other things ({', '.join(others[:3])}); choose a new or empty folder"
-            )
-
     def _write(self) -> None:
         """Replace the manifest in one step."""
         with atomic(self.path / "manifest.json") as temporary:
@@ -238,6 +226,19 @@ class Output:
             return path.stat().st_size == record.nbytes and digest(path) == record.sha256
         except OSError:
             return False
+
+
+def refuse_foreign(path: Path) -> None:
+    """OutputError for a path that is a file, or a folder with other things in it than a run's."""
+    if not os.path.lexists(path):
+        return
+    if not path.is_dir():
+        raise OutputError(f"{path} is not a folder")
+    others = sorted(p.name for p in path.iterdir() if p.name not in (".lock", JOBS, "scores"))
+    if others and "manifest.json" not in others and not all(n.startswith(TEMPORARY) for n in others):
+        raise OutputError(
+            f"{path} holds other things ({', '.join(others[:3])}); choose a new or empty folder"
+        )
 
 
 def locked(path: Path) -> IO[str]:
