@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from daskonic.errors import ConfigError, InputError, OutputError
 from daskonic.tensors import Array
+from daskonic.tolerance import apart
 from daskonic.transport.onnx import import_onnxruntime
 
 __all__ = ["KINDS", "Variant", "make_variants"]
@@ -35,7 +34,7 @@ class Variant:
     nbytes : int
         Of the file.
     difference : float or None
-        Largest difference of an output from the original's; None where there is no variant that runs.
+        Largest difference of an output from the original's, absolute up to 1, relative above; None where there is no variant that runs.
     speed : float or None
         Rate over the original's, on this machine's CPU with one thread, if it is kept; a GPU has others.
     why_not : str
@@ -69,7 +68,7 @@ def make_variants(
     inputs : mapping of str to array, [rows, ...]
         Real ones, by the names of the model: on random numbers neither differences nor rates mean much.
     tolerance : float
-        Largest difference, absolute plus relative to the original's output, of a variant that is kept.
+        Largest difference of a variant that is kept: absolute up to 1, relative above.
     kinds : sequence of str, optional
         Default is all of :data:`KINDS`.
     rounds : int
@@ -128,10 +127,9 @@ def _compare(
     """Difference and speed of a variant."""
     variant = _Run(target, inputs)
     outputs = variant()
-    pairs = [(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(expected, outputs, strict=True)]
-    difference = max(float(np.abs(a - b).max(initial=0)) for a, b in pairs)
+    difference = apart(*({str(i): array for i, array in enumerate(arrays)} for arrays in (expected, outputs)))
     nbytes = target.stat().st_size
-    if not all(np.allclose(b, a, rtol=tolerance, atol=tolerance) for a, b in pairs):
+    if difference > tolerance:
         why_not = f"outputs differ by up to {difference:.2g}, more than the tolerance of {tolerance:g}"
         return Variant(kind, None, nbytes, difference, why_not=why_not)
     seconds = [(original.seconds(), variant.seconds()) for _ in range(rounds)]
