@@ -118,6 +118,12 @@ class Slurm:
         """Jobs start again."""
         self._update(f"n[1-{self.nodes}]", "state=resume")
 
+    def lose_node(self) -> str:
+        """One where jobs run goes down with them, and comes back empty when it is heard of; its name."""
+        node = self._daemons.ask("squeue", "--noheader", "--states=running", "--format=%N").split()[0]
+        self._update(node, "state=down", "reason=lost")
+        return node
+
     def _update(self, nodes: str, *what: str) -> None:
         """Tell the controller."""
         subprocess.run(

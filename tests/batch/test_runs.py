@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,6 +133,25 @@ def test_four_jobs_give_the_scores_of_this_machine(server, system, output, tmp_p
     assert f"the worker of job {victim} leaves" in log or f"job {victim} " in log
     assert len(workers(output)) == 5
     assert daskonic("status", output)["state"] == "complete"
+
+
+@pytest.mark.parametrize(
+    "system", ["slurm"], indirect=True
+)  # HTCondor hears of it when the job's lease is over
+def test_a_lost_node_costs_only_time(slow, system, output):
+    """A node goes down: its workers hand over what they have, others take their place, and the log says so."""
+    arguments, scores = slow
+    options = ("--cluster", system.name, "--jobs", "4", *SMALL[system.name])
+    with running("tag", *arguments, "--output", output, *options) as run:
+        assert eventually(lambda: done(output) > PARTITIONS // 8 or run.poll() is not None, RUN_S)
+        before = workers(output)
+        system.lose_node()
+        _, err = run.communicate(timeout=RUN_S)
+    assert run.returncode == 0, err
+    assert contents(output) == scores
+    left = re.findall(r"job (\S+) leaves before the job ends|job (\S+) on \S+ has ended", log_of(output))
+    assert {a or b for a, b in left} & set(before), log_of(output)
+    assert len(workers(output)) > len(before)
 
 
 def test_submit_status_cancel_and_submit_again(slow, server, system, output):
