@@ -16,6 +16,7 @@ from daskonic.cli import main
 from daskonic.server.entry import Tensor, read_config
 from daskonic.server.torch_file import read_arguments, read_exported
 
+HAS_TORCH = importlib.util.find_spec("torch") is not None
 DATA = Path(__file__).with_name("data")
 FUNCTIONS = """\
 import numpy as np
@@ -114,18 +115,18 @@ class TestTorchFiles:
             server.add_torch(tmp_path, "net", DATA / "exported.pt2", outputs=["scores"])
         assert not list(tmp_path.iterdir())
 
-    @pytest.mark.skipif(importlib.util.find_spec("torch") is not None, reason="PyTorch is here")
+    @pytest.mark.skipif(HAS_TORCH, reason="PyTorch is here")
     def test_without_torch(self, tmp_path):
         """The conversion says what to install."""
         with pytest.raises(errors.ConfigError, match="pip install torch onnxscript"):
             server.add_torch(tmp_path, "net", DATA / "exported.pt2")
 
+    @pytest.mark.skipif(not HAS_TORCH, reason="conversion needs PyTorch: run this test where it is installed")
     @pytest.mark.parametrize(
         ("name", "told"), [("exported.pt2", {"outputs": ["scores", "total"]}), ("scripted.pt", TORCH)]
     )
     def test_converted(self, tmp_path, name, told):
         """With PyTorch, both kinds are converted and served, and give PyTorch's numbers."""
-        pytest.importorskip("torch", reason="conversion needs PyTorch: run this test where it is installed")
         server.add_torch(tmp_path, "net", DATA / name, **told)
         answers = dict(np.load(DATA / "answers.npz"))
         features = dk.Features(lambda x: {key: x[key] for key in ("points", "mask")})
