@@ -170,7 +170,7 @@ def test_one_connection_for_threads_that_begin_together(proxies, make_model):
     model = make_model("sum", proxies[:1])
     model.spec()
     before = proxies[0].connections_total
-    model.pool()._endpoints[0].detach().close()
+    model.pool().all_endpoints()[0].detach().close()
     together = threading.Barrier(16)
 
     def first(seed):

@@ -255,6 +255,7 @@ class Balancer:
     def _take(self, endpoint: Endpoint, key: ModelKey, kind: Hashable, now: float) -> Permit:
         """One place less."""
         endpoint.in_flight += 1
+        endpoint.most_in_flight = max(endpoint.most_in_flight, endpoint.in_flight)
         endpoint.requests_total += 1
         self._sent += 1
         return Permit(endpoint, key, kind, endpoint.in_flight >= endpoint.window.permits, now)

@@ -66,7 +66,7 @@ class Endpoint:
         self._over = False
         self.window = Window(window, rng)
         self.breaker = Breaker(rng)
-        self.in_flight = 0
+        self.in_flight = self.most_in_flight = 0
         self.not_before = 0.0
         self.requests_total = 0
         self.failures_total = 0
@@ -126,8 +126,9 @@ class Endpoint:
         self.accounts[key] = account
         if account is None or known is None:
             return
-        # Answers of the last moment may not be counted yet: fewer than are in flight at a time.
-        if account.requests < known.requests + max(0, answered - math.ceil(self.window.limit)):
+        # Answers of the last moment may not be counted yet: no more than were in flight at a time.
+        uncounted, self.most_in_flight = self.most_in_flight, self.in_flight
+        if account.requests < known.requests + max(0, answered - uncounted):
             self.specs.pop(key, None)  # counted from 0 again: loaded anew, perhaps with other weights
         elif account.requests > known.requests:
             n = account.requests - known.requests

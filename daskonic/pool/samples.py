@@ -95,6 +95,7 @@ class Samples:
         while True:
             sample = self._taken.get(key) or _cut(request, spec, endpoint.address)
             answers = ask(endpoint.transport(), served, sample.inputs, sample.rows, timeout_s)
+            endpoint.answered[key] += 1
             first = self._taken.setdefault(key, dataclasses.replace(sample, answers=answers))
             if first.inputs is sample.inputs:  # else another endpoint was quicker, with other rows
                 return first, answers
