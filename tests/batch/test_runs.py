@@ -169,7 +169,9 @@ def test_submit_status_cancel_and_submit_again(slow, server, system, output):
         assert sum(status["workers"].values()) >= 1
         assert "running" in status["driver"].lower()
         assert "has a run already" in daskonic("submit", *arguments, *options, code=6)
-        assert len(daskonic("cancel", output)["jobs"]) == 3
+        jobs = {job.split(".")[0] for job in system.jobs()}
+        assert len(jobs) >= 2
+        assert {job.split(".")[0] for job in daskonic("cancel", output)["jobs"]} >= jobs
     assert system.jobs() == []
     assert daskonic("status", output)["state"] == "stopped"
     kept = done(output)
