@@ -8,30 +8,22 @@ import logging
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
 
 import click
 
+from daskonic.cli.options import servers_option
 from daskonic.errors import InputError
 
 __all__ = ["list_", "load", "unload"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-at_servers: Callable[[Command], Command] = click.option(
-    "--server", "servers", multiple=True, metavar="HOST:PORT",
-    help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
-)  # fmt: skip
 
 
 @click.command()
 @click.argument("entry", type=click.Path(path_type=Path))
 @click.argument("command", nargs=-1)
-@at_servers
+@servers_option
 @click.option("--name", help="What it is to be called there  [default: a name that no other has].")
 @click.pass_context
 def load(
@@ -60,7 +52,7 @@ def load(
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-@at_servers
+@servers_option
 def unload(names: tuple[str, ...], servers: tuple[str, ...]) -> None:
     """Take models away that somebody brought; the servers' own are left alone."""
     from daskonic import server
@@ -71,7 +63,7 @@ def unload(names: tuple[str, ...], servers: tuple[str, ...]) -> None:
 
 
 @click.command("list")
-@at_servers
+@servers_option
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list.")
 def list_(servers: tuple[str, ...], as_json: bool) -> None:
     """Tell which models were brought to servers, by whom and when."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from daskonic.cli.options import features_option, read_features
+from daskonic.cli.options import features_option, read_features, servers_option
 from daskonic.errors import ConfigError
 
 __all__ = ["lock", "server_options"]
@@ -26,13 +26,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
             type=click.Path(exists=True, file_okay=False),
             help="Model repository of the servers, where this machine sees it: its files are compared too.",
         ),
-        click.option(
-            "--server",
-            "servers",
-            multiple=True,
-            metavar="HOST:PORT",
-            help="gRPC port; can be repeated  [default: daskonic.servers of Dask's configuration].",
-        ),
+        servers_option,
     ):
         command = option(command)
     return command

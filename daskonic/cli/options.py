@@ -13,7 +13,7 @@ from daskonic.errors import ConfigError
 if TYPE_CHECKING:
     from daskonic.features import Features
 
-__all__ = ["features_option", "model_options", "pairs", "read_features", "shapes", "sizes"]
+__all__ = ["features_option", "model_options", "pairs", "read_features", "servers_option", "shapes", "sizes"]
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -81,6 +81,14 @@ features_option = click.option(
     "such as jetclass-kin.",
 )
 
+servers_option = click.option(
+    "--server",
+    "servers",
+    multiple=True,
+    metavar="HOST:PORT",
+    help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
+)
+
 _OPTIONS = (
     click.option(
         "--model", "model_name", required=True, metavar="NAME", help="Model in the servers' repository."
@@ -88,13 +96,7 @@ _OPTIONS = (
     click.option(
         "--version", default="", metavar="V", help="Its version  [default: the one that answers now]."
     ),
-    click.option(
-        "--server",
-        "servers",
-        multiple=True,
-        metavar="HOST:PORT",
-        help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].",
-    ),
+    servers_option,
     features_option,
     click.option(
         "--nan",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from daskonic.cli.options import shapes, sizes
+from daskonic.cli.options import servers_option, shapes, sizes
 
 if TYPE_CHECKING:
     from daskonic.scan import Scan
@@ -22,8 +22,7 @@ NOISY = 1.5  # spread of a point's rates
 
 @click.command()
 @click.argument("model")
-@click.option("--server", "servers", multiple=True, metavar="HOST:PORT",
-              help="gRPC port of a Triton server; can be repeated  [default: daskonic.servers of Dask's configuration].")  # fmt: skip
+@servers_option
 @click.option("--repository", type=click.Path(path_type=Path),
               help="Serve the model of this repository on this machine, instead of asking servers.")  # fmt: skip
 @click.option(

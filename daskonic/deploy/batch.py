@@ -6,9 +6,7 @@ import hashlib
 import importlib
 import os
 import shlex
-import signal
 import sys
-import threading
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SYSTEMS",
+    "cluster_class",
     "cluster_named",
     "cluster_of",
     "htcondor_cluster",
@@ -113,28 +112,24 @@ def htcondor_cluster(jobs: int = 0, **parameters: Any) -> JobCluster:
     return cluster_of("htcondor", jobs, **parameters)
 
 
-def import_jobqueue() -> None:
-    """Bring dask-jobqueue and its configuration, but not its answer to Ctrl-C, which is a silent end of the process."""
-    before = signal.getsignal(signal.SIGINT)
-    import dask_jobqueue  # noqa: F401
-
-    if before is not None and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, before)
+def cluster_class(system: str) -> type[JobCluster]:
+    """Of one of :data:`SYSTEMS`; with it comes dask-jobqueue's configuration."""
+    found: type[JobCluster] = importlib.import_module(f"daskonic.deploy.{system}").Cluster
+    return found
 
 
 def cluster_of(system: str, jobs: int = 0, *, site: str | None = None, **parameters: Any) -> JobCluster:
     """A cluster on one of :data:`SYSTEMS`; see :func:`slurm_cluster`."""
     parameters = preset(system, site) | parameters
     plugin = InferencePlugin(parameters.pop("servers", None), **(parameters.pop("settings", None) or {}))
-    import_jobqueue()
-    module = importlib.import_module(f"daskonic.deploy.{system}")
+    made_by = cluster_class(system)
     options = options_of(system, **parameters)
     plugin.cores = max(1, options["cores"] // options["processes"])
     with dask.config.set(
         {"distributed.scheduler.worker-saturation": 1.0}
     ):  # what waits, waits at the scheduler
         try:
-            cluster: JobCluster = module.Cluster(**options)
+            cluster = made_by(**options)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     try:

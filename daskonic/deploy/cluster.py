@@ -23,7 +23,6 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
 
-from dask_jobqueue.core import JobQueueCluster
 from distributed.core import Status
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import WorkerState
@@ -31,6 +30,7 @@ from tornado.ioloop import PeriodicCallback
 
 from daskonic.deploy.adaptive import ServerAdaptive
 from daskonic.deploy.job import BatchJob, JobState
+from daskonic.deploy.jobqueue import JobQueueCluster
 from daskonic.deploy.keeper import Keeper
 from daskonic.deploy.worker import LEAVES
 from daskonic.errors import BatchSystemError

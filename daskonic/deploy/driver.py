@@ -8,7 +8,6 @@ from a node, on HTCondor from the submit machine itself (local universe), as few
 from __future__ import annotations
 
 import asyncio
-import importlib
 import os
 import shlex
 import time
@@ -17,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from daskonic.deploy.batch import named, options_of, preset
+from daskonic.deploy.batch import cluster_class, named, options_of, preset
 from daskonic.deploy.job import BatchJob, JobState, call
 from daskonic.errors import BatchSystemError, ConfigError
 
@@ -163,20 +162,16 @@ def _alive(jobs: dict[str, JobState]) -> dict[str, JobState]:
 
 
 def _job_class(system: str) -> type[BatchJob]:
-    """Of a batch system; its module is imported when needed."""
-    job_class: type[BatchJob] = importlib.import_module(f"daskonic.deploy.{system}").Cluster.job_cls
-    return job_class
+    """Of a batch system."""
+    return cluster_class(system).job_cls
 
 
 def _job(system: str, name: str, given: dict[str, Any]) -> BatchJob:
     """A job as workers have it."""
-    import dask_jobqueue  # noqa: F401  # brings its configuration
-
+    job_class = _job_class(system)  # before the options: dask-jobqueue brings its configuration
     options = options_of(system, **given, name=name)
     try:
-        return _job_class(system)(
-            "", **{key: value for key, value in options.items() if key not in FOR_CLUSTER}
-        )
+        return job_class("", **{key: value for key, value in options.items() if key not in FOR_CLUSTER})
     except (TypeError, ValueError) as error:
         raise ConfigError(str(error)) from error
 

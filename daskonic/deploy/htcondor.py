@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from dask_jobqueue.htcondor import HTCondorCluster, HTCondorJob
-
 from daskonic.deploy.cluster import JobCluster
 from daskonic.deploy.job import BatchJob, JobState, call
+from daskonic.deploy.jobqueue import HTCondorCluster, HTCondorJob
 from daskonic.ending import AGAIN
 
 __all__ = ["Cluster"]

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from dask_jobqueue.core import Job
 from distributed.core import Status
 
 from daskonic import __version__
+from daskonic.deploy.jobqueue import Job
 from daskonic.deploy.node import UNFIT
 from daskonic.errors import BatchSystemError
 

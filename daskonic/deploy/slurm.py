@@ -6,10 +6,9 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from dask_jobqueue.slurm import SLURMCluster, SLURMJob
-
 from daskonic.deploy.cluster import JobCluster
 from daskonic.deploy.job import BatchJob, JobState, call
+from daskonic.deploy.jobqueue import SLURMCluster, SLURMJob
 from daskonic.ending import AGAIN
 
 __all__ = ["Cluster"]

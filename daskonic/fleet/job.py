@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import shlex
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from daskonic.deploy.batch import import_jobqueue, named, options_of, preset
+from daskonic.deploy.batch import cluster_class, named, options_of, preset
 from daskonic.deploy.job import BatchJob
 from daskonic.roster import Entry, Pulse
 
@@ -42,8 +41,8 @@ def options_for(system: str, name: str, gpus: int, **parameters: Any) -> tuple[s
     ConfigError
         One of them is not usable.
     """
-    import_jobqueue()
     system, site = named(system)
+    cluster_class(system)  # with dask-jobqueue's configuration, which the options are read from
     options = options_of(system, **({"name": f"daskonic-{name}"} | preset(system, site) | parameters))
     options = {key: value for key, value in options.items() if key not in OF_CLUSTERS}
     extra = options["job_extra_directives"]
@@ -62,8 +61,7 @@ def job_of(system: str, folder: Path, key: str, options: dict[str, Any]) -> Batc
     ValueError, TypeError
         An option is not one of dask-jobqueue's, or not usable.
     """
-    module = importlib.import_module(f"daskonic.deploy.{system}")
-    job: BatchJob = module.Cluster.job_cls(None, key, processes=1, **options)
+    job = cluster_class(system).job_cls(None, key, processes=1, **options)
     interface = f" --interface {options['interface']}" if options.get("interface") else ""
     # exec: signals of the batch system reach the program
     command = f"exec {job.python} -m daskonic.fleet.server {shlex.quote(str(folder))} {key}{interface}"

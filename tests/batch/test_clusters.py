@@ -251,7 +251,7 @@ def _log(caplog):
 def test_ctrl_c_stays_what_it_is():
     """dask-jobqueue makes it a silent end of the process; with daskonic it is still an interrupt."""
     code = (
-        "import signal; from daskonic.deploy.batch import import_jobqueue; import_jobqueue(); "
+        "import signal; from daskonic.deploy.driver import _job_class; _job_class('slurm'); "
         "import dask_jobqueue.runner; assert signal.getsignal(signal.SIGINT) is signal.default_int_handler"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
