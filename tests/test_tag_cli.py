@@ -21,8 +21,9 @@ from jet_files import make_events, write_root
 
 import daskonic as dk
 from daskonic.cli import main
-from daskonic.errors import OutputError
-from daskonic.tagging.jobs import RunJobs
+from daskonic.errors import BatchSystemError, OutputError
+from daskonic.tagging.jobs import RunJobs, refuse_endless
+from daskonic.tagging.manifest import Output
 
 FEATURES = (
     """\
@@ -361,3 +362,22 @@ def test_jobs_of_a_run_leave_a_folder_of_others_alone(tmp_path):
     with pytest.raises(OutputError, match=r"holds other things \(thesis.tex\)"):
         RunJobs.of(tmp_path, "slurm").submit("slurm", [], of_workers={}, of_driver={})
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("finished", "has_workers", "is_endless"),
+    [([], True, True), ([], False, False), ([0], True, False), ([0, 0], False, True), ([0, 0, 3], True, False),
+     ([3, 0], True, False), ([3, 0, 0], True, True)],
+)  # fmt: skip
+def test_a_driver_that_finishes_nothing_is_not_started_for_ever(tmp_path, finished, has_workers, is_endless):
+    """Two jobs in a row without a partition; workers of their own may wait in the queue meanwhile."""
+    if finished:
+        with Output(tmp_path, {}) as output:
+            for partitions in finished:
+                output.begin({})
+                output.end([], False, {"partitions": partitions})
+    if is_endless:
+        with pytest.raises(BatchSystemError, match="--driver-option walltime"):
+            refuse_endless(tmp_path, has_workers)
+    else:
+        refuse_endless(tmp_path, has_workers)

@@ -140,6 +140,7 @@ def tag(
     """
     from daskonic.plugin import InferencePlugin
     from daskonic.tagging import run
+    from daskonic.tagging.jobs import refuse_endless
 
     quiet()
     own = {"locks": locks} if locks else {}
@@ -165,6 +166,7 @@ def tag(
                 progress=progress,
             )
     except OutOfTime:
+        refuse_endless(output, has_workers=batch is None)
         click.echo(
             "daskonic: this job ends soon; what is done is kept, the same command in another job continues",
             err=True,

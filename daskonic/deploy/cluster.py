@@ -5,7 +5,7 @@ system is asked only when a worker is gone or missing::
 
     worker leaves soon (its job ends)      its job is replaced, so early that the next worker is there in time
     worker gone, job ended                 replaced
-    worker gone, job runs                  Dask waits a while for it, then cancels the job; replaced
+    worker gone, job runs                  said; if the worker is not back after a while the job is cancelled and replaced
     job ended without a worker             replaced, with pauses; at the third in a row the cluster gives up
     no worker, jobs wait                   the batch system's reason is logged
     all workers leave at one time          their results are kept here until there are others
@@ -23,6 +23,8 @@ from collections import Counter, deque
 from contextlib import suppress
 from typing import Any
 
+import dask.config
+from dask.utils import parse_timedelta
 from distributed.core import Status
 from distributed.protocol.pickle import dumps
 from distributed.scheduler import WorkerState
@@ -70,6 +72,7 @@ class JobCluster(JobQueueCluster):
         self._failures = 0
         self._not_before = 0.0
         self._joined: set[str] = set()
+        self._lost: dict[str, float] = {}
         self._leaving: dict[str, BatchJob] = {}
         self._asked = 0.0
         self._alone_since = time.monotonic()
@@ -125,11 +128,9 @@ class JobCluster(JobQueueCluster):
         if self._keeper is not None:
             await self._keeper.close()
         await super()._close()
-        for name, file in vars(
-            self
-        ).items():  # certificates, which dask-jobqueue leaves to the garbage collector
+        for name, file in vars(self).items():
             if name.startswith("_job_") and hasattr(file, "close"):
-                file.close()
+                file.close()  # certificates, which dask-jobqueue leaves to the garbage collector
 
     async def _correct_state_internal(self) -> None:
         """Submit and cancel as planned; jobs that were refused are tried again later."""
@@ -139,7 +140,7 @@ class JobCluster(JobQueueCluster):
         try:
             await super()._correct_state_internal()
         except BatchSystemError as refusal:
-            accepted = any(job.job_id for job in self.workers.values()) or bool(self._joined)
+            accepted = any(job.job_id for job in self.workers.values()) or bool(self._start_s)
             for name in [name for name, job in self.workers.items() if not job.job_id]:
                 del self.workers[name]
             self._failed(refusal, fatal=not accepted)
@@ -158,7 +159,8 @@ class JobCluster(JobQueueCluster):
                 self._explain(missing, states)
             if self.trouble is not None:
                 self._fail_tasks(self.trouble)
-            elif set(self.worker_spec) - set(self.workers):
+            elif planned := self.worker_spec.keys() - self.workers.keys():
+                self._joined -= planned  # where a worker was lost Dask gives its successor the same name
                 await self._correct_state()
         except BatchSystemError as error:
             self._say(str(error))
@@ -175,6 +177,7 @@ class JobCluster(JobQueueCluster):
         for name in (here.keys() & self.workers.keys()) - self._joined:
             self._start_s.append(time.time() - self.workers[name].submitted_s)
         self._joined.update(here)
+        self._lost = {name: s for name, s in self._lost.items() if name in self.workers and name not in here}
         gone: dict[str, BatchJob] = {}
         missing: dict[str, BatchJob] = {}
         for name, job in list(self.workers.items()):
@@ -222,13 +225,16 @@ class JobCluster(JobQueueCluster):
     def _strike_off(
         self, gone: dict[str, BatchJob], missing: dict[str, BatchJob], states: dict[str, JobState]
     ) -> None:
-        """Replace jobs that are not in the batch system any more."""
+        """Replace jobs that are not in the batch system any more, and those that have lost their workers for good."""
         for name, job in (gone | missing).items():
             state = states.get(str(job.job_id), JobState("ended", "not known any more"))
-            if state.phase != "ended" or self.workers.get(name) is not job:
+            if self.workers.get(name) is not job:
                 continue
             at = f" on {state.node}" if state.node else ""
-            logger.info("job %s%s has ended: %s", job.job_id, at, state.words)
+            if state.phase == "ended":
+                logger.info("job %s%s has ended: %s", job.job_id, at, state.words)
+            elif name in missing or not self._is_given_up(name, f"job {job.job_id}{at} ({state.words})"):
+                continue
             self._futures.add(asyncio.ensure_future(job.close()))  # held jobs stay in the queue
             self._replace(name)
             if name in missing:
@@ -238,6 +244,18 @@ class JobCluster(JobQueueCluster):
                         f"job {job.job_id} ended{at} before its worker was there: {state.words}{words}"
                     )
                 )
+
+    def _is_given_up(self, name: str, job: str) -> bool:
+        """Whether a job has been without its worker for too long: its node is lost, before the batch system hears of it."""
+        patience_s: float = parse_timedelta(dask.config.get("distributed.deploy.lost-worker-timeout"))
+        if name not in self._lost:
+            self._lost[name] = time.monotonic()
+            logger.info(
+                "%s has lost its worker; unless that is back within %.0f s the job is replaced",
+                job,
+                patience_s,
+            )
+        return time.monotonic() > self._lost[name] + patience_s
 
     def _replace(self, name: str) -> None:
         """Strike a job off the plan, and plan another one if it is for us to decide."""

@@ -8,6 +8,8 @@ from a node, on HTCondor from the submit machine itself (local universe), as few
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import os
 import shlex
 import time
@@ -21,6 +23,8 @@ from daskonic.deploy.job import BatchJob, JobState, call
 from daskonic.errors import BatchSystemError, ConfigError
 
 __all__ = ["cancel", "driver_name", "jobs_named", "submit"]
+
+logger = logging.getLogger(__name__)
 
 FOR_CLUSTER = (
     "scheduler_options",
@@ -47,7 +51,8 @@ FOR_WORKERS = (
 HANDED_ON = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "SLURM_CONF", "CONDOR_CONFIG")
 """Environment that a job may not inherit, besides Dask's configuration."""
 
-CANCELLED_S, ASK_S = 90.0, 1.0
+CANCELLED_S, FORCED_S, ASK_S = 90.0, 45.0, 1.0
+"""How long cancelled jobs have; a worker needs half of the second at most, so that later its node must be lost."""
 
 
 def driver_name(name: str) -> str:
@@ -137,7 +142,7 @@ def cancel(system: str, *names: str) -> list[str]:
 async def _cancel(system: str, names: Sequence[str]) -> list[str]:
     """Ask and cancel in turns: one that drives may submit others until it ends."""
     job_class = _job_class(system)
-    command = shlex.split(job_class.cancel_command)
+    command, force = shlex.split(job_class.cancel_command), shlex.split(job_class.force_command)
     end = time.monotonic() + CANCELLED_S
     told: dict[str, float] = {}
     while left := _alive(await job_class.named(*names)):
@@ -152,6 +157,11 @@ async def _cancel(system: str, names: Sequence[str]) -> list[str]:
             told |= dict.fromkeys(new, time.monotonic())
             with suppress(BatchSystemError):  # one that has just ended
                 await call(*command, *new)
+        stuck = [job for job in left if force and time.monotonic() > told.get(job, math.inf) + FORCED_S]
+        if stuck:
+            logger.warning("node lost: %s taken off the books without its word", ", ".join(stuck))
+            with suppress(BatchSystemError):
+                await call(*force, *stuck)
         await asyncio.sleep(ASK_S)
     return list(told)
 

@@ -32,6 +32,8 @@ RECENT = 50
 class HtcondorJob(BatchJob, HTCondorJob):
     """A job of HTCondor."""
 
+    force_command = "condor_rm -forcex"  # else it stays until its lease is over, 40 minutes by default
+
     @classmethod
     async def states(cls, jobs: Iterable[BatchJob]) -> dict[str, JobState]:
         """One question for the queue, and one for the history if a job has left it."""

@@ -76,7 +76,15 @@ async def call(*command: str) -> str:
 
 
 class BatchJob(Job):
-    """A job that looks at its node first, and a refusal that is one line."""
+    """A job that looks at its node first, and a refusal that is one line.
+
+    Attributes
+    ----------
+    force_command : str
+        Takes a cancelled job off the books whose node does not answer; empty where the batch system does that.
+    """
+
+    force_command = ""
 
     def __init__(
         self, scheduler: str | None = None, name: str | None = None, *, python: str, **kwargs: Any

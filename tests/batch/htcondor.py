@@ -11,8 +11,10 @@ read what the tests write.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from daemons import Daemons, free_ports, run_until_interrupted
@@ -177,6 +179,18 @@ class Htcondor:
         for name in self._nodes():
             self._run("condor_drain", "-cancel", name)
 
+    def lose_node(self) -> str:
+        """One where jobs run dies with all that runs there, and comes back empty; its name."""
+        running = self._daemons.ask("condor_q", "-constraint", "JobStatus == 2", "-af", "RemoteHost")
+        node = next(host for host in running.split() if "@" in host).split("@")[1].split(".")[0]
+        for startd in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):
+                words = (startd / "cmdline").read_bytes().split(b"\0")
+                mine = str(self.folder).encode() in (startd / "environ").read_bytes()
+                if mine and words[0].endswith(b"condor_startd") and node.encode() in words:
+                    _kill_tree(int(startd.name))
+        return node
+
     def _run(self, *command: str) -> None:
         """A command that must work."""
         subprocess.run(command, env=os.environ | self.environment, check=True, capture_output=True)
@@ -190,6 +204,16 @@ class Htcondor:
     def _is_open(self) -> bool:
         """Whether jobs can be submitted."""
         return "jobs" in self._daemons.ask("condor_q", "-totals")
+
+
+def _kill_tree(pid: int) -> None:
+    """A process and all that it started, without a word to them."""
+    with suppress(OSError):
+        os.kill(pid, signal.SIGSTOP)  # it must not start others meanwhile
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        os.kill(pid, signal.SIGKILL)
+        for child in children:
+            _kill_tree(int(child))
 
 
 if __name__ == "__main__":
