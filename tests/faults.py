@@ -146,7 +146,7 @@ class Strike:
         self._due = self._pool.stats().requests_total + after
         self._act = act
         self._error: Exception | None = None
-        self._thread = threading.Thread(target=self._run, name="strike")
+        self._thread = threading.Thread(daemon=True, target=self._run, name="strike")
         self.seconds = 0.0
         self._thread.start()
 
@@ -206,11 +206,14 @@ def eventually(condition, timeout_s: float = 20.0, pause_s: float = 0.02) -> boo
 
 
 def connections(addresses) -> int:
-    """Established TCP connections from this machine to these ports of it."""
+    """Established TCP connections from this machine to these ports of it.
+
+    Different ones: while connections come and go, the kernel's table may show the same one twice.
+    """
     ports = {f"{int(address.rpartition(':')[2]):04X}" for address in addresses}
     tables = [Path("/proc/net", name).read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     fields = [line.split() for table in tables for line in table]
-    return sum(f[2].rpartition(":")[2] in ports and f[3] == "01" for f in fields)
+    return len({(f[1], f[2]) for f in fields if f[2].rpartition(":")[2] in ports and f[3] == "01"})
 
 
 def run_worker(scheduler: str) -> None:

@@ -277,7 +277,7 @@ def test_threads_share_one_wrapper(address):
     def score(i):
         made[i] = wrapper(["Y"], {"X": np.full((50, 16), i, "f4")})["Y"]
 
-    threads = [threading.Thread(target=score, args=(i,)) for i in range(8)]
+    threads = [threading.Thread(daemon=True, target=score, args=(i,)) for i in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -64,7 +64,7 @@ def test_a_call_waits_for_the_first_server(folder, make_pool):
     """Where a fleet has no server, a call asks for one, and goes on when it is listed."""
     pool, asked = make_pool(folder), folder.asked()
     answers = []
-    thread = threading.Thread(target=lambda: answers.append(score(pool, 21.0)))
+    thread = threading.Thread(daemon=True, target=lambda: answers.append(score(pool, 21.0)))
     thread.start()
     assert eventually(lambda: folder.asked() != asked)
     assert not answers
@@ -98,7 +98,7 @@ def test_a_worker_keeps_to_its_part_of_servers_that_change(folder, make_pool):
         assert eventually(
             lambda servers=servers: score(pool) and {e.address for e in pool._balancer.line} == set(servers)
         )
-        threads = [threading.Thread(target=score, args=(pool,)) for _ in range(8)]
+        threads = [threading.Thread(daemon=True, target=score, args=(pool,)) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -160,7 +160,7 @@ def test_submitted_partitions_are_held_in_bounded_number():
     go = threading.Event()
     running = [pool.start(go.wait, 10) for _ in range(2)]
     third = []
-    thread = threading.Thread(target=lambda: third.append(pool.start(lambda: 3)))
+    thread = threading.Thread(daemon=True, target=lambda: third.append(pool.start(lambda: 3)))
     thread.start()
     thread.join(0.2)
     assert not third

@@ -210,8 +210,8 @@ def test_requests_for_a_model_that_is_gone_come_slowly(pair, mended, make_model)
     model(jagged(0, 8 * BATCH))
     pair[0].unload("sum")
     over, scores = threading.Event(), {}
-    others = [threading.Thread(target=repeat, args=(wide, over)) for _ in range(4)]
-    waiting = threading.Thread(target=lambda: scores.update(sum=model(jagged(1, 8 * BATCH))))
+    others = [threading.Thread(daemon=True, target=repeat, args=(wide, over)) for _ in range(4)]
+    waiting = threading.Thread(daemon=True, target=lambda: scores.update(sum=model(jagged(1, 8 * BATCH))))
     for other in others:
         other.start()
     waiting.start()
@@ -263,7 +263,7 @@ def test_queue_full(pair, make_model, moment):
             jets = jagged(64 * moment + 2 * i + j, 40)
             results[i, j] = model(jets), jets
 
-    threads = [threading.Thread(target=task, args=(i,)) for i in range(32)]
+    threads = [threading.Thread(daemon=True, target=task, args=(i,)) for i in range(32)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import dask
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client, LocalCluster, wait
 from fault_proxy import FaultProxy
 from faults import BATCH, ROWS, assert_right, connections, eventually, jagged, run_worker
 
@@ -125,6 +125,15 @@ def growing_cluster(plugin):
                 process.kill()
 
 
+def gathered(client, futures):
+    """Results; where they do not come, an account of what the workers do instead."""
+    try:
+        wait(futures, timeout=120)
+    except TimeoutError:
+        pytest.fail(f"{client.processing()}\n{client.call_stack()}")
+    return client.gather(futures)
+
+
 def test_connections_as_the_cluster_grows(pair):
     """Never more than each worker may have, from 2 to 20 processes, and none five seconds after closing."""
     proxies = [FaultProxy(server.address) for server in (*pair, *pair)]
@@ -135,14 +144,14 @@ def test_connections_as_the_cluster_grows(pair):
         while not over.wait(0.05):
             counts.append(connections(addresses))
 
-    thread = threading.Thread(target=count)
+    thread = threading.Thread(daemon=True, target=count)
     thread.start()
     with growing_cluster(dk.InferencePlugin(addresses, endpoints_per_worker=2)) as (client, start):
         for n in (2, 8, 20):
             start(n - len(client.scheduler_info(n_workers=-1)["workers"]))
-            client.gather(client.map(score, range(2 * n), pure=False))
+            gathered(client, client.map(score, range(2 * n), pure=False))
             workers = list(client.scheduler_info(n_workers=-1)["workers"])
-            client.gather([client.submit(score, 0, workers=[w], pure=False) for w in workers])
+            gathered(client, [client.submit(score, 0, workers=[w], pure=False) for w in workers])
             assert n <= connections(addresses) <= 2 * n
             assert max(counts) <= 2 * n
     assert eventually(lambda: connections(addresses) == 0, 5)

@@ -138,7 +138,7 @@ def test_models_are_spread_over_servers(n, most):
 def test_one_of_many_controls(folder):
     """Of those who claim a term at one time one succeeds."""
     won = []
-    threads = [threading.Thread(target=lambda: won.append(folder.claim(2))) for _ in range(16)]
+    threads = [threading.Thread(daemon=True, target=lambda: won.append(folder.claim(2))) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -183,7 +183,7 @@ def test_a_fleet_is_controlled_once(folder, tmp_path):
         while not over.wait(0.1):
             list_servers(folder, term=1)
 
-    beating = threading.Thread(target=beat)
+    beating = threading.Thread(daemon=True, target=beat)
     beating.start()
     with pytest.raises(ConfigError, match=f"controlled by process {os.getpid()} on here"):
         dk.ServerFleet.attach(str(folder.path))

@@ -92,7 +92,7 @@ def test_blocks_of_a_process_share_it(explicit, repository):
             inside.wait(30)
             leave.wait(30)
 
-    threads = [threading.Thread(target=block) for _ in range(2)]
+    threads = [threading.Thread(daemon=True, target=block) for _ in range(2)]
     for thread in threads:
         thread.start()
     inside.wait(30)

@@ -282,7 +282,7 @@ class TestHandle:
             if not ak.all(ak.isclose(model(array)[..., 0], expected(array)[0])):
                 wrong.append(1)
 
-        threads = [threading.Thread(target=use) for _ in range(8)]
+        threads = [threading.Thread(daemon=True, target=use) for _ in range(8)]
         for thread in threads:
             thread.start()
         for thread in threads:

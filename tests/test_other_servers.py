@@ -108,7 +108,7 @@ def test_killed_and_restarted(mlserver, model):
     model(x)
     slow = dk.Model("sleep", servers=[mlserver.address], batch_size=ROWS, timeout="60 s")
     scores = []
-    thread = threading.Thread(target=lambda: scores.append(slow(x)))
+    thread = threading.Thread(daemon=True, target=lambda: scores.append(slow(x)))
     thread.start()
     assert eventually(lambda: slow.pool().stats().in_flight == 1)
     time.sleep(0.2)

@@ -100,7 +100,9 @@ def test_an_answer_gives_its_permit_back_first(make_pool, monkeypatch):
 def test_window_bounds_requests_in_flight(make_pool):
     """However many threads send, no endpoint has more than the window under way."""
     pool = make_pool(delay_s=0.01, window=3)
-    threads = [threading.Thread(target=lambda: [answer(send(pool)) for _ in range(5)]) for _ in range(8)]
+    threads = [
+        threading.Thread(daemon=True, target=lambda: [answer(send(pool)) for _ in range(5)]) for _ in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -173,7 +175,7 @@ def test_gives_up_at_the_deadline(make_pool):
 def test_describes_the_model_once(make_pool):
     """Sixteen threads at first use make one metadata call."""
     pool = make_pool()
-    threads = [threading.Thread(target=pool.spec, args=("double", "")) for _ in range(16)]
+    threads = [threading.Thread(daemon=True, target=pool.spec, args=("double", "")) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -296,7 +298,7 @@ def test_closing_wakes_who_waits(make_pool):
         except ServerError as error:
             caught.append(error)
 
-    thread = threading.Thread(target=wait)
+    thread = threading.Thread(daemon=True, target=wait)
     thread.start()
     while not pool.stats().waiting:
         time.sleep(0.01)

@@ -170,7 +170,7 @@ def test_many_threads(triton, wide, model):
             if not np.array_equal(infer(transport, request(x, model))["Y"], x):
                 wrong.append((thread, i))
 
-    threads = [threading.Thread(target=work, args=(t,)) for t in range(8)]
+    threads = [threading.Thread(daemon=True, target=work, args=(t,)) for t in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -124,7 +124,9 @@ def test_a_server_that_comes_back_is_soon_noticed():
     """With our options a channel knocks at least twice as often as with gRPC's own, from the first second on."""
     counts = {}
     threads = [
-        threading.Thread(target=lambda name=name, options=options: counts.update({name: attempts(options)}))
+        threading.Thread(
+            daemon=True, target=lambda name=name, options=options: counts.update({name: attempts(options)})
+        )
         for name, options in (("ours", OPTIONS), ("default", [("grpc.use_local_subchannel_pool", 1)]))
     ]
     for thread in threads:

@@ -30,7 +30,7 @@ def test_an_account_counts_calls_under_way(triton):
             report = ledger.total()
             seen.append((report.rows - before.rows, report.joined - before.joined))
 
-    thread = threading.Thread(target=watch)
+    thread = threading.Thread(daemon=True, target=watch)
     thread.start()
     model = dk.Model("sleep", servers=[triton.address], batch_size=24, window=1)
     model(X)

@@ -64,7 +64,7 @@ class Analysis:
         self.model = dk.Model("sum", servers=[address], timeout="90 s")
         self.wrong, self.answers = [], 0
         self._over = threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(i,)) for i in range(THREADS)]
+        self._threads = [threading.Thread(daemon=True, target=self._run, args=(i,)) for i in range(THREADS)]
         for thread in self._threads:
             thread.start()
 
