@@ -124,14 +124,14 @@ class InferencePlugin(WorkerPlugin):
         """Build the pool, without connecting."""
         _keep_large_buffers()
         if self.cores is not None:
-            self._spare_threads = worker.state.nthreads - self.cores
+            self._spare_threads = max(worker.state.nthreads - self.cores, 0)
         limits = self.settings.limits
         if limits:
             self._share = Share(*(0 if math.isfinite(limit) else limit for limit in limits))
             self._shareholder = Shareholder(worker, limits, self._share)
         self._pool = Pool(self.settings, share=self._share)
         worker.metrics[LOAD] = self.load
-        ledger.spare(max(self._spare_threads, 0))
+        ledger.spare(self._spare_threads)
         logger.info("worker %s infers at %s", worker.address, ", ".join(self.settings.servers))
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002
@@ -159,7 +159,7 @@ class InferencePlugin(WorkerPlugin):
         return {
             "at_s": time.monotonic(),
             "rows": report.joined,
-            "cores": worker.state.nthreads - max(self._spare_threads, 0),
+            "cores": worker.state.nthreads - self._spare_threads,
             "held_s": ledger.held_s(),
             "waits_s": sum(seconds for share, seconds in spent_s.items() if share not in OWN_SHARES),
             "queued_s": full_s + spent_s.get("server queue", 0.0),
@@ -185,7 +185,7 @@ class InferencePlugin(WorkerPlugin):
         """Whether a task that begins to wait leaves its thread to others; otherwise it waits in place."""
         with self._claims_lock:
             is_wanted = len(self._in_place) >= self._spare_threads
-            leaves = is_wanted and self._aside < self.settings.partitions_held
+            leaves = is_wanted and self._spare_threads + self._aside < self.settings.partitions_held
             if leaves:
                 self._aside += 1
             else:
