@@ -24,7 +24,7 @@ from triton_models import write_model
 import daskonic as dk
 from daskonic.cli import main
 from daskonic.errors import ConfigError
-from daskonic.fleet import controller, server
+from daskonic.fleet import background, controller, server
 from daskonic.fleet.scaling import Load, Meter, Scaling, choose_models, spare
 from daskonic.roster import CLIENT_LOOKS_S, Entry, Folder, Pulse, Roster
 
@@ -173,6 +173,21 @@ def test_a_pulse_is_told_by_changes(monkeypatch):
 def test_servers_are_found_in_time():
     """A server says that it is ready, the controller lists it, a client reads that: within five seconds in all."""
     assert server.BEAT_S + controller.LOOK_S + CLIENT_LOOKS_S <= 5
+
+
+@pytest.mark.parametrize("step", ["ask_to_stop", "claim", "write_roster"])
+def test_a_fleet_that_ends_while_it_is_stopped(folder, monkeypatch, step):
+    """Its controller may remove it at any moment of another process's ``stop``; then that is done, too."""
+    list_servers(folder, pid=0)
+    then = getattr(Folder, step)
+
+    def after_its_end(self, *arguments):
+        self.remove()
+        return then(self, *arguments)
+
+    monkeypatch.setattr(Folder, step, after_its_end)
+    background.stop(str(folder.path))
+    assert folder.is_gone()
 
 
 def test_a_fleet_is_controlled_once(folder, tmp_path):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from daskonic.config import fleet_folder
@@ -74,7 +75,8 @@ def stop(name: str) -> None:
     """
     folder = Folder(fleet_folder(name))
     Spec.read(folder)
-    folder.ask_to_stop()
+    with suppress(FileNotFoundError):  # it has just ended
+        folder.ask_to_stop()
     try:
         ServerFleet.attach(str(folder.path)).stop()
     except ConfigError as error:  # somebody controls it, and has been told

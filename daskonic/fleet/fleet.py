@@ -241,7 +241,10 @@ class ServerFleet:
         from daskonic.fleet.controller import Controller
 
         controller = self._controller = Controller(self._folder)
-        controller.take_over()
+        try:
+            controller.take_over()
+        except FileNotFoundError:
+            raise ConfigError(f"{self._folder} has just been stopped by somebody else") from None
         self._thread = threading.Thread(
             target=lambda: asyncio.run(controller.run()), name="daskonic-fleet", daemon=True
         )
