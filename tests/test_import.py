@@ -51,3 +51,13 @@ def test_unknown_name_is_an_attribute_error():
             check=False,
         ).stderr
     )
+
+
+def test_tag_needs_no_batch_system(tmp_path):
+    """Without dask-jobqueue the command gets as far as its files."""
+    code = "import sys; sys.modules['dask_jobqueue'] = None; from daskonic.cli import main; main()"
+    arguments = ["tag", "nothing.root", "--model", "m", "--server", "127.0.0.1:1", "--output", str(tmp_path)]
+    command = [sys.executable, "-c", code, *arguments]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert "nothing.root" in said
+    assert "package" not in said

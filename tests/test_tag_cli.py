@@ -22,8 +22,8 @@ from jet_files import make_events, write_root
 import daskonic as dk
 from daskonic.cli import main
 from daskonic.errors import BatchSystemError, OutputError
-from daskonic.tagging.jobs import RunJobs, refuse_endless
-from daskonic.tagging.manifest import Output
+from daskonic.tagging.jobs import RunJobs
+from daskonic.tagging.manifest import Output, refuse_endless
 
 FEATURES = (
     """\

@@ -140,7 +140,7 @@ def tag(
     """
     from daskonic.plugin import InferencePlugin
     from daskonic.tagging import run
-    from daskonic.tagging.jobs import refuse_endless
+    from daskonic.tagging.manifest import refuse_endless
 
     quiet()
     own = {"locks": locks} if locks else {}

@@ -26,10 +26,10 @@ from typing import Any, Self
 
 from daskonic.deploy import driver
 from daskonic.deploy.job import JobState
-from daskonic.errors import BatchSystemError, OutputError
-from daskonic.tagging.manifest import JOBS, holder, locked, read_manifest, refuse_foreign
+from daskonic.errors import OutputError
+from daskonic.tagging.manifest import JOBS, holder, locked, refuse_foreign
 
-__all__ = ["RunJobs", "refuse_endless"]
+__all__ = ["RunJobs"]
 
 STOPPED_S = 60.0
 
@@ -165,29 +165,3 @@ class RunJobs:
         end = time.monotonic() + STOPPED_S
         while self.process() and time.monotonic() < end:
             time.sleep(0.2)
-
-
-def refuse_endless(output: str | os.PathLike[str], has_workers: bool) -> None:
-    """No third job for a driver that finishes nothing in the time that it has.
-
-    Parameters
-    ----------
-    output : path
-        The run's output folder.
-    has_workers : bool
-        Whether the workers are in the driver's own job; others may wait in the queue until its end.
-
-    Raises
-    ------
-    BatchSystemError
-        Two drivers in a row have finished no partition, or had not even begun.
-    """
-    manifest = Path(output).expanduser() / "manifest.json"
-    runs = read_manifest(manifest)["runs"] if manifest.exists() else []
-    has_begun = bool(runs) or not has_workers
-    if has_begun and (len(runs) < 2 or any(run.get("partitions", 1) for run in runs[-2:])):
-        return
-    raise BatchSystemError(
-        "the time of this job was over before one partition was finished, and so it would be in the next; give the job that "
-        "drives more (daskonic submit --driver-option walltime=...), or use a smaller --chunk-size"
-    )

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from daskonic.errors import OutputError
+from daskonic.errors import BatchSystemError, OutputError
 from daskonic.tagging.scores import TEMPORARY, atomic, digest
 
 __all__ = ["JOBS", "Output", "Record", "holder", "locked", "read_manifest", "records", "refuse_foreign"]
@@ -305,6 +305,32 @@ def read_manifest(path: Path) -> dict[str, Any]:
         pass
     raise OutputError(
         f"{path} is no manifest that this version of daskonic can read; choose another output folder"
+    )
+
+
+def refuse_endless(output: str | os.PathLike[str], has_workers: bool) -> None:
+    """No third job for a driver that finishes nothing in the time that it has.
+
+    Parameters
+    ----------
+    output : path
+        The run's output folder.
+    has_workers : bool
+        Whether the workers are in the driver's own job; others may wait in the queue until its end.
+
+    Raises
+    ------
+    BatchSystemError
+        Two drivers in a row have finished no partition, or had not even begun.
+    """
+    manifest = Path(output).expanduser() / "manifest.json"
+    runs = read_manifest(manifest)["runs"] if manifest.exists() else []
+    has_begun = bool(runs) or not has_workers
+    if has_begun and (len(runs) < 2 or any(run.get("partitions", 1) for run in runs[-2:])):
+        return
+    raise BatchSystemError(
+        "the time of this job was over before one partition was finished, and so it would be in the next; give the job that "
+        "drives more (daskonic submit --driver-option walltime=...), or use a smaller --chunk-size"
     )
 
 
