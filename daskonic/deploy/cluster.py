@@ -159,8 +159,7 @@ class JobCluster(JobQueueCluster):
                 self._explain(missing, states)
             if self.trouble is not None:
                 self._fail_tasks(self.trouble)
-            elif planned := self.worker_spec.keys() - self.workers.keys():
-                self._joined -= planned  # where a worker was lost Dask gives its successor the same name
+            elif self.worker_spec.keys() - self.workers.keys():
                 await self._correct_state()
         except BatchSystemError as error:
             self._say(str(error))
@@ -176,7 +175,8 @@ class JobCluster(JobQueueCluster):
             self._alone_since = time.monotonic()
         for name in (here.keys() & self.workers.keys()) - self._joined:
             self._start_s.append(time.time() - self.workers[name].submitted_s)
-        self._joined.update(here)
+        # A job that Dask has cancelled for want of its worker has a successor of the same name.
+        self._joined = (self._joined & self.workers.keys()) | here.keys()
         self._lost = {name: s for name, s in self._lost.items() if name in self.workers and name not in here}
         gone: dict[str, BatchJob] = {}
         missing: dict[str, BatchJob] = {}

@@ -159,6 +159,7 @@ async def _cancel(system: str, names: Sequence[str]) -> list[str]:
                 await call(*command, *new)
         stuck = [job for job in left if force and time.monotonic() > told.get(job, math.inf) + FORCED_S]
         if stuck:
+            told |= dict.fromkeys(stuck, math.inf)  # once
             logger.warning("node lost: %s taken off the books without its word", ", ".join(stuck))
             with suppress(BatchSystemError):
                 await call(*force, *stuck)
