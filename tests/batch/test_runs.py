@@ -11,13 +11,13 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-import awkward as ak
 import pytest
 from daemons import eventually
 from jet_files import make_events, write_root
 from triton_models import write_model
 
 import daskonic as dk
+from daskonic.server.entry import read_config, write_config
 from daskonic.server.repository import add_onnx
 from daskonic.tagging.jobs import RunJobs
 
@@ -36,9 +36,15 @@ pytestmark = pytest.mark.timeout(600)
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """The shipped network, and one that takes its time: a run through it lasts about 25 s with any number of workers."""
+    """The shipped network, and one that takes its time: a run through it lasts about 25 s with any number of workers.
+
+    Requests for the network are not joined, or it would round as they happen to be.
+    """
     repository = tmp_path_factory.mktemp("models")
-    add_onnx(repository, "top", SHIPPED / "model.onnx")
+    path = add_onnx(repository, "top", SHIPPED / "model.onnx") / "config.pbtxt"
+    config = read_config(path)
+    config.ClearField("dynamic_batching")
+    write_config(path, config)
     write_model(repository, "slow", kind="sum", instances=4, per_item_us=160_000)
     with dk.local_server(repository) as server:
         yield server
@@ -97,17 +103,6 @@ def contents(output):
     return {p.name: p.read_bytes() for p in (Path(output) / "scores").glob("*.parquet")}
 
 
-def assert_close(output, other):
-    """The same jets, and scores up to the rounding of a server that joins requests as they come."""
-    names = sorted(contents(other))
-    assert sorted(contents(output)) == names != []
-    for name in names:
-        one, two = (ak.from_parquet(Path(folder) / "scores" / name) for folder in (output, other))
-        assert one.fields == two.fields
-        for field in one.fields:
-            assert ak.all(ak.isclose(one[field], two[field], rtol=0, atol=1e-6))
-
-
 def done(output):
     """Finished partitions."""
     log = Path(output) / "partitions.jsonl"
@@ -140,7 +135,7 @@ def test_four_jobs_give_the_scores_of_this_machine(server, system, output, tmp_p
         system.cancel(victim)
         _, err = run.communicate(timeout=RUN_S)
     assert run.returncode == 0, err
-    assert_close(output, tmp_path / "here")
+    assert contents(output) == contents(tmp_path / "here") != {}
     log = log_of(output)
     assert f"the worker of job {victim} leaves" in log or f"job {victim} " in log
     assert len(workers(output)) == 5
