@@ -17,7 +17,7 @@ import numpy as np
 from results import Row, add_arguments, finish, ratios, spread
 from servers import Served, serve
 
-from daskonic.plugin import _keep_large_buffers
+from daskonic.heap import keep_messages
 from daskonic.tensors import Request
 from daskonic.transport.grpc import GrpcTransport
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=4)
     parser.add_argument("--mbytes", type=float, default=300, help="sent in each measurement")
     args = parser.parse_args()
-    _keep_large_buffers()
+    keep_messages()
     models = [Served(kind, kind=kind, length=LENGTH, at_once=2) for kind in args.models]
     with serve(models) as server:
         transports = {way: GrpcTransport(server.address, shared_memory=way) for way in WAYS}

@@ -7,7 +7,7 @@ half a plugin, so it only builds the pool; connections are made at first use.
 from __future__ import annotations
 
 import asyncio
-import ctypes
+import functools
 import logging
 import math
 import os
@@ -21,9 +21,11 @@ from typing import Any
 
 from distributed import Reschedule, Worker, WorkerPlugin, get_worker, secede
 from distributed.threadpoolexecutor import thread_state
+from tornado.ioloop import PeriodicCallback
 
 from daskonic import display, ledger
 from daskonic.config import Settings, resolve
+from daskonic.heap import give_back, keep_messages
 from daskonic.pool import Claim, Pool, Share
 from daskonic.report import OWN_SHARES
 from daskonic.sharing import Shareholder
@@ -40,9 +42,8 @@ RUNNING = ("executing", "long-running")
 LOOK_S, BUSY = 1.0, 0.05
 """How often a task that waits for its turn looks whether those that have one do anything, and the part of time that is something."""
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-TRIM_THRESHOLD_NBYTES = 256 * 2**20
-MMAP_THRESHOLD_NBYTES = 32 * 2**20
+GIVE_BACK_EVERY_S = 5.0
+"""How long freed memory stays with a worker; page faults of what it then needs again cost it a hundredth of its time at most."""
 
 
 class InferencePlugin(WorkerPlugin):
@@ -122,7 +123,7 @@ class InferencePlugin(WorkerPlugin):
 
     def setup(self, worker: Worker) -> None:
         """Build the pool, without connecting."""
-        _keep_large_buffers()
+        _mind_memory(worker)
         if self.cores is not None:
             self._spare_threads = max(worker.state.nthreads - self.cores, 0)
         limits = self.settings.limits
@@ -357,22 +358,31 @@ def pool_for(settings: Settings) -> Pool:
     key = (os.getpid(), settings, share)
     with _process_pools_lock:
         if key not in _process_pools or _process_pools[key].is_closed:
-            _keep_large_buffers()
+            _mind_memory()
             _process_pools[key] = Pool(settings, share=share)
         return _process_pools[key]
 
 
-def _keep_large_buffers() -> None:
-    """Undo, for buffers of a message's size, the malloc setting that Dask's nanny gives workers.
+def _mind_memory(worker: Worker | None = None) -> None:
+    """Keep freed memory for the next messages, on a worker for some seconds.
 
-    ``MALLOC_TRIM_THRESHOLD_=65536`` also freezes glibc's mmap threshold at 128 kB, so each message
-    is mapped, page-faulted and unmapped again: 1.6 to 2.5 times slower at 1 to 8 MB. Above the
-    trim threshold memory still goes back to the system. Without Dask glibc's own defaults cost
-    hundreds of page faults for a message too.
+    Parameters
+    ----------
+    worker : distributed.Worker, optional
+        While it is set up; else that of this task, if there is one.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_NBYTES)
-        libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_NBYTES)
-    except (OSError, AttributeError):  # not glibc: nothing to undo
-        logger.debug("no mallopt in this C library")
+    keep_messages()
+    if worker is not None:
+        _give_back_now_and_then(worker)
+        return
+    with suppress(ValueError):  # not in a task
+        worker = get_worker()
+        worker.loop.add_callback(_give_back_now_and_then, worker)
+
+
+def _give_back_now_and_then(worker: Worker) -> None:
+    """For as long as a worker lives; on its event loop."""
+    if NAME not in worker.periodic_callbacks:
+        again = PeriodicCallback(functools.partial(asyncio.to_thread, give_back), 1e3 * GIVE_BACK_EVERY_S)
+        worker.periodic_callbacks[NAME] = again
+        again.start()

@@ -7,7 +7,6 @@ the processor's cache: :meth:`Rows.features` gathers the rows and evaluates the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -219,7 +218,7 @@ class Rows:
         if values.dtype != plan.dtype:
             with np.errstate(all="ignore"):  # what does not fit is found below
                 cast = as_dtype(values, plan.dtype, variable.name, plan.name)
-        if cast.dtype.kind == "f" and not _sum_is_finite(cast):
+        if cast.dtype.kind == "f" and not np.isfinite(cast).all():
             cast = self._finite(cast, values, variable, plan, block)
         return cast
 
@@ -228,7 +227,7 @@ class Rows:
         if self.nan == "zero":
             cast = np.where(np.isnan(cast), cast.dtype.type(0), cast)
         bad = np.isinf(cast) if self.nan == "keep" else ~np.isfinite(cast)
-        if not bad.any():  # a sum of finite numbers may overflow
+        if not bad.any():
             return cast
         item = int(np.flatnonzero(bad)[0])
         counts = block.columns[variable.name].counts
@@ -315,12 +314,6 @@ class Rows:
             pieces[key] = counts, index
         counts, index = pieces[key]
         return Column(column.values.take(index, axis=0), counts)
-
-
-def _sum_is_finite(values: Array) -> bool:
-    """Quick: all values are finite if this is true."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return math.isfinite(np.add.reduce(values, axis=None))
 
 
 def _length(plan: Plan) -> int | None:

@@ -139,8 +139,11 @@ class Balancer:
 
         Their connections are closed, or a worker would have more than its part.
         """
+        unused = [e for e in self._known if e.in_flight == 0]
+        if not unused:
+            return []
         active = [e for key in self._keys or (None,) for e in self.active(now, key)]
-        return [e for e in self._known if e.in_flight == 0 and e not in active]
+        return [e for e in unused if e not in active]
 
     def room(self, now: float) -> int:
         """Requests that may be in flight at all endpoints together."""

@@ -311,5 +311,8 @@ def _error_of(reply: Reply) -> DaskonicError | None:
 
 def job_left_s() -> float:
     """Time until the batch system ends this worker, less what a task needs to end in order; infinite if nobody says."""
+    end_s = job_end_s()
+    if math.isinf(end_s):
+        return math.inf
     reserve_s = min(JOB_MARGIN_S, job_margin_s() / 2)  # short jobs have short margins
-    return max(job_end_s() - time.time() - reserve_s, 0.0)
+    return max(end_s - time.time() - reserve_s, 0.0)

@@ -251,24 +251,25 @@ class Pool:
         nbytes: int = 0,
     ) -> Permit:
         """A permit where the balancer says, waiting for one until the deadline, or until ``refuse`` raises."""
+        thread = threading.get_native_id()
         with self._condition:
-            self._waiting.add(threading.get_native_id())
-            try:
-                while True:
-                    self._refuse_closed()
-                    refuse()
-                    self._want()
-                    now = time.monotonic()
-                    permit = self._balancer.pick(key, kind, now, avoid, nbytes)
-                    if permit is not None:
-                        self._tell_fallback(permit.endpoint)
-                        return permit
-                    if now >= deadline:
-                        raise DeadlineError(self.no_server(key))
+            while True:
+                self._refuse_closed()
+                refuse()
+                self._want()
+                now = time.monotonic()
+                permit = self._balancer.pick(key, kind, now, avoid, nbytes)
+                if permit is not None:
+                    self._tell_fallback(permit.endpoint)
+                    return permit
+                if now >= deadline:
+                    raise DeadlineError(self.no_server(key))
+                self._waiting.add(thread)
+                try:
                     with ledger.waiting():
                         self._condition.wait(min(deadline, self._balancer.next_change(now)) - now)
-            finally:
-                self._waiting.discard(threading.get_native_id())
+                finally:
+                    self._waiting.discard(thread)
 
     def waiting_threads(self) -> set[int]:
         """Native numbers of the threads that wait for a permit."""
