@@ -7,6 +7,7 @@ arrays all work.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -108,7 +109,7 @@ def flatten(array: Any, depth: int) -> tuple[Any, Layout]:
     """
     if isinstance(array, np.ndarray):
         shape = array.shape[:depth]
-        rows = array.reshape(int(np.prod(shape)), *array.shape[depth:])
+        rows = array.reshape(math.prod(shape), *array.shape[depth:])
         return rows, Layout(len(rows), shape=shape)
     levels: list[Level] = []
     for _ in range(depth - 1):

@@ -125,7 +125,7 @@ class Buckets:
         self._sizes = tuple(len(steps) for steps in self._ladders)
         steps = [np.searchsorted(s, g.lengths) for s, g in zip(self._ladders, self.groups, strict=True)]
         self._keys = np.ravel_multi_index(steps, self._sizes).astype(
-            np.min_scalar_type(int(np.prod(self._sizes)))
+            np.min_scalar_type(math.prod(self._sizes))
         )
 
     def lengths(self, shape: Shape) -> dict[str, int]:
@@ -168,7 +168,7 @@ class Buckets:
             Rows of this and smaller shapes get the full one.
         """
         keys = self._keys
-        last = int(np.prod(self._sizes)) - 1
+        last = math.prod(self._sizes) - 1
         if floor is not None:
             short = [k for k in np.flatnonzero(np.bincount(keys)).tolist() if self._shape(k) <= floor]
             keys = np.where(np.isin(keys, np.array(short, keys.dtype)), keys.dtype.type(last), keys)

@@ -48,7 +48,9 @@ class FunctionFeatures:
         wanted = {t.name for t in spec.inputs}
         unknown = sorted(set(self.pad) - wanted)
         if unknown:
-            raise SpecError(f"pad names {', '.join(unknown)}; model {spec.name!r} takes {_names(spec)}")
+            raise SpecError(
+                f"pad names {', '.join(unknown)}; model {spec.name!r} takes {_names(spec.inputs)}"
+            )
         return _FunctionInputs(objects, made, spec, self.pad, self.nan)
 
 
@@ -93,18 +95,17 @@ def named(
 ) -> Mapping[str, Any]:
     """What a function makes of the objects, by the names of the model's inputs and no others."""
     made: Any = function(objects)
-    takes = "; ".join(map(str, tensors))
     if not isinstance(made, Mapping):
         if len(tensors) != 1:
             raise SpecError(
-                f"model {spec.name!r} has {len(tensors)} inputs ({takes}); features must give a mapping "
+                f"model {spec.name!r} has {len(tensors)} inputs ({_names(tensors)}); features must give a mapping "
                 "with these names, such as dk.Features(lambda jets: {...})"
             )
         made = {tensors[0].name: made}
     wanted, have = {t.name for t in tensors}, set(made)
     if wanted != have:
         raise SpecError(
-            f"features give {', '.join(sorted(map(str, have)))}; model {spec.name!r} takes {takes}: "
+            f"features give {', '.join(sorted(map(str, have)))}; model {spec.name!r} takes {_names(tensors)}: "
             + "; ".join(
                 [f"{name} is missing" for name in sorted(wanted - have)]
                 + [f"{name} is none of them" for name in sorted(map(str, have - wanted))]
@@ -244,6 +245,6 @@ def _fits(tensor: TensorSpec, shape: tuple[int, ...]) -> bool:
     )
 
 
-def _names(spec: ModelSpec) -> str:
+def _names(tensors: tuple[TensorSpec, ...]) -> str:
     """Inputs of a model, for a message."""
-    return "; ".join(map(str, spec.inputs))
+    return "; ".join(map(str, tensors))

@@ -7,6 +7,7 @@ numbers of each are shifted by the nodes before it. That is how torch_geometric 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +50,7 @@ class GraphInput:
     def item_nbytes(self) -> int:
         """Bytes of one item in a message."""
         shape = self.columns[0].shape[1:]
-        return self.tensor.dtype.itemsize * int(np.prod(shape)) * len(self.columns)
+        return self.tensor.dtype.itemsize * math.prod(shape) * len(self.columns)
 
 
 @dataclass(slots=True, eq=False)
@@ -213,7 +214,7 @@ class GraphRows:
         counts = self.counts[given.of][which]
         shifted = values.astype(np.int64)
         # Views: what is added to the parts is added to the whole.
-        parts = shifted.reshape(len(shifted), int(np.prod(shifted.shape[1:]))).T
+        parts = shifted.reshape(len(shifted), math.prod(shifted.shape[1:])).T
         for part, to in zip(parts, given.targets * (len(parts) // len(given.targets)), strict=True):
             most = np.repeat(self.counts[to][which], counts)
             outside = np.flatnonzero((part < 0) | (part >= most))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +115,7 @@ class Plan:
     def item_nbytes(self) -> int:
         """Bytes of one item of one row, all channels together."""
         rest = self.shape[: self.axis] + self.shape[self.axis + 1 :]
-        return self.dtype.itemsize * int(np.prod(rest))
+        return self.dtype.itemsize * math.prod(rest)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

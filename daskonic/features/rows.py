@@ -7,6 +7,7 @@ the processor's cache: :meth:`Rows.features` gathers the rows and evaluates the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -65,7 +66,7 @@ class Rows:
     def row_nbytes(self) -> int:
         """Bytes of one row in a message; of the longest where the length is open."""
         return sum(
-            plan.dtype.itemsize * int(np.prod(self._shape(plan, self.columns, {}))) for plan in self.plans
+            plan.dtype.itemsize * math.prod(self._shape(plan, self.columns, {})) for plan in self.plans
         )
 
     @property
@@ -76,7 +77,7 @@ class Rows:
         total, items = 0, dict[tuple[int, int], int]()
         for plan in self.plans:
             if plan.pad is None:
-                total += len(self) * plan.dtype.itemsize * int(np.prod(plan.shape))
+                total += len(self) * plan.dtype.itemsize * math.prod(plan.shape)
                 continue
             for counts in self._counts(plan):
                 key = id(counts), plan.shape[plan.axis]
@@ -279,7 +280,7 @@ class Rows:
     def _fixed_nbytes(self, ragged: set[str]) -> int:
         """Bytes of one row in the inputs that are always sent in full."""
         shapes = {p.name: self._shape(p, self.columns, {}) for p in self.plans if p.name not in ragged}
-        return sum(p.dtype.itemsize * int(np.prod(shapes[p.name])) for p in self.plans if p.name in shapes)
+        return sum(p.dtype.itemsize * math.prod(shapes[p.name]) for p in self.plans if p.name in shapes)
 
     def _counts(self, plan: Plan) -> list[Counts]:
         """Items of each row in each variable of an input; formulas have those of their arguments."""

@@ -8,6 +8,7 @@ that what is the same is sent once, and what differs in one bit is a row of its 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,7 +216,7 @@ def _differ(rows: Rows, one: Counts, other: Counts) -> npt.NDArray[np.bool_]:
 
 def _bits(values: Array) -> npt.NDArray[np.unsignedinteger[Any]]:
     """Values as whole numbers, [n, numbers of each]."""
-    flat = np.ascontiguousarray(values).reshape(len(values), int(np.prod(values.shape[1:])))
+    flat = np.ascontiguousarray(values).reshape(len(values), math.prod(values.shape[1:]))
     return flat.view(f"u{values.dtype.itemsize}")
 
 
