@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 HEAVY = (
     "coffea",
     "dask_jobqueue",
@@ -53,11 +55,19 @@ def test_unknown_name_is_an_attribute_error():
     )
 
 
-def test_tag_needs_no_batch_system(tmp_path):
-    """Without dask-jobqueue the command gets as far as its files."""
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tag", "nothing.root", "--model", "m", "--server", "127.0.0.1:1", "--output", "."), "nothing.root"),
+        (("status", "."), "no run"),
+        (("cancel", "."), "no run"),
+    ],
+    ids=["tag", "status", "cancel"],
+)
+def test_runs_here_need_no_batch_system(tmp_path, arguments, words):
+    """Without dask-jobqueue these commands get as far as their files."""
     code = "import sys; sys.modules['dask_jobqueue'] = None; from daskonic.cli import main; main()"
-    arguments = ["tag", "nothing.root", "--model", "m", "--server", "127.0.0.1:1", "--output", str(tmp_path)]
     command = [sys.executable, "-c", code, *arguments]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    assert "nothing.root" in said
+    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+    assert words in said
     assert "package" not in said

@@ -31,9 +31,10 @@ from distributed.scheduler import WorkerState
 from tornado.ioloop import PeriodicCallback
 
 from daskonic.deploy.adaptive import ServerAdaptive
-from daskonic.deploy.job import BatchJob, JobState
+from daskonic.deploy.job import BatchJob
 from daskonic.deploy.jobqueue import JobQueueCluster
 from daskonic.deploy.keeper import Keeper
+from daskonic.deploy.state import JobState
 from daskonic.deploy.worker import LEAVES
 from daskonic.errors import BatchSystemError
 

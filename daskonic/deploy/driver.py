@@ -16,11 +16,14 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from daskonic.deploy.batch import cluster_class, named, options_of, preset
-from daskonic.deploy.job import BatchJob, JobState, call
+from daskonic.deploy.state import JobState, call
 from daskonic.errors import BatchSystemError, ConfigError
+
+if TYPE_CHECKING:
+    from daskonic.deploy.job import BatchJob
 
 __all__ = ["cancel", "driver_name", "jobs_named", "submit"]
 

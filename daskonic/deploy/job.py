@@ -2,77 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import re
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from distributed.core import Status
 
 from daskonic import __version__
 from daskonic.deploy.jobqueue import Job
 from daskonic.deploy.node import UNFIT
-from daskonic.errors import BatchSystemError
+from daskonic.deploy.state import JobState, call, last_words
 
-__all__ = ["BatchJob", "JobState", "call", "last_words"]
+__all__ = ["BatchJob"]
 
 logger = logging.getLogger(__name__)
-
-COMMAND_S = 60.0
-LOG_NBYTES = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """What the batch system says of a job.
-
-    Attributes
-    ----------
-    phase : {"waits", "runs", "ended"}
-    words : str
-        Its own words: state, reason, exit code.
-    node : str
-        Where it runs or ran; empty if nowhere.
-    name : str
-        Of the run that it belongs to, as the batch system shows it.
-    """
-
-    phase: Literal["waits", "runs", "ended"]
-    words: str
-    node: str = ""
-    name: str = ""
-
-
-async def call(*command: str) -> str:
-    """Output of a command of the batch system.
-
-    Raises
-    ------
-    BatchSystemError
-        It is not there, takes too long, or fails; with what it says.
-    """
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-    except OSError as error:
-        raise BatchSystemError(
-            f"cannot run {command[0]!r} ({error.strerror}); jobs are submitted from a machine that has the batch "
-            "system's commands, such as a login node"
-        ) from error
-    try:
-        out, err = await asyncio.wait_for(process.communicate(), COMMAND_S)
-    except TimeoutError:
-        process.kill()
-        raise BatchSystemError(f"{command[0]} has not answered for {COMMAND_S:g} s") from None
-    if process.returncode:
-        words = "; ".join(dict.fromkeys(filter(None, map(str.strip, (err or out).decode().splitlines()))))
-        raise BatchSystemError(f"{command[0]}: {words or f'exit code {process.returncode}'}")
-    return out.decode()
 
 
 class BatchJob(Job):
@@ -148,14 +93,3 @@ class BatchJob(Job):
         """The last line that says something in its log."""
         path = self.log_path()
         return "" if path is None else last_words(path)
-
-
-def last_words(path: Path) -> str:
-    """The last line of a log that says something; daskonic's own before others."""
-    try:
-        text = path.read_bytes()[-LOG_NBYTES:].decode(errors="replace")
-    except OSError:
-        return ""
-    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
-    ours = [line for line in lines if line.startswith("daskonic: ")]
-    return (ours or lines or [""])[-1]

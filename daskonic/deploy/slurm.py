@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from daskonic.deploy.cluster import JobCluster
-from daskonic.deploy.job import BatchJob, JobState, call
+from daskonic.deploy.job import BatchJob
 from daskonic.deploy.jobqueue import SLURMCluster, SLURMJob
+from daskonic.deploy.state import JobState, call
 from daskonic.ending import AGAIN
 
 __all__ = ["Cluster"]

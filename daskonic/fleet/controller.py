@@ -28,7 +28,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from daskonic.deploy.job import BatchJob, JobState
+from daskonic.deploy.job import BatchJob
+from daskonic.deploy.state import JobState
 from daskonic.errors import BatchSystemError, ConfigError
 from daskonic.fleet.job import SILENT_S, Member, job_of
 from daskonic.fleet.scaling import Meter, choose_models, spare

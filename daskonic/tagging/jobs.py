@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from daskonic.deploy import driver
-from daskonic.deploy.job import JobState
+from daskonic.deploy.state import JobState
 from daskonic.errors import OutputError
 from daskonic.tagging.manifest import JOBS, holder, locked, refuse_foreign
 

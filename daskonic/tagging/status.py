@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from daskonic.deploy.job import JobState, last_words
+from daskonic.deploy.state import JobState, last_words
 from daskonic.errors import BatchSystemError, OutputError
 from daskonic.tagging.jobs import RunJobs
 from daskonic.tagging.manifest import Record, holder, read_manifest, records
