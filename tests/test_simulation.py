@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from simulate import Setup, Simulation, figures
+from simulate import figures
+from virtual_time import Setup, Simulation
 
 SETUPS = {
     "many workers": Setup(workers=300, servers=6, seconds=30, cpu_s=0.1),
