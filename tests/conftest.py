@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -24,6 +25,10 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.seeds:  # before tests import them
         faults.SEEDS = faults.FEW = faults.RESTARTS = config.option.seeds
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # started in the background of a shell, as are all its children
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc):

@@ -115,20 +115,17 @@ class Call:
         """Wait for the raw answer, trying again elsewhere or later while that makes sense."""
         while True:
             attempt = self._first_ended()
-            try:
-                answer = attempt.reply.result()
-            except DaskonicError as error:
-                self._running.remove(attempt)
-                if not self._running:
-                    self._prepare_retry(error, attempt.permit)
-                    self.send(avoid=attempt.permit.endpoint)
-            else:
+            if attempt.error is None:
                 for other in self._running:
                     if other is not attempt:
                         other.give_up()
                 self._running = [attempt]
                 self.address = attempt.permit.endpoint.address
-                return answer
+                return attempt.answer
+            self._running.remove(attempt)
+            if not self._running:
+                self._prepare_retry(attempt.error, attempt.permit)
+                self.send(avoid=attempt.permit.endpoint)
 
     def decode(self, answer: Any) -> Response:
         """The outputs of the answer, checked against what the model promised."""
@@ -180,8 +177,9 @@ class Call:
     def _end(self, attempt: _Attempt, reply: Reply) -> None:
         """On the transport's thread: free the permit, wake who waits."""
         ended_at = time.monotonic()
+        attempt.answer, attempt.error = _outcome(reply)
         try:
-            self._pool.release(attempt.permit, _error_of(reply), given_up=attempt.given_up)
+            self._pool.release(attempt.permit, attempt.error, given_up=attempt.given_up)
         finally:
             attempt.ended_at = ended_at
             self._ended.set()
@@ -258,9 +256,9 @@ class Call:
 
 
 class _Attempt:
-    """A request on its way to one endpoint."""
+    """A request on its way to one endpoint, and what came of it."""
 
-    __slots__ = ("ended_at", "given_up", "permit", "reply", "transport")
+    __slots__ = ("answer", "ended_at", "error", "given_up", "permit", "reply", "transport")
 
     def __init__(self, permit: Permit, reply: Reply, transport: Transport | None) -> None:
         self.permit = permit
@@ -268,6 +266,8 @@ class _Attempt:
         self.transport = transport
         self.ended_at = 0.0
         self.given_up = False
+        self.answer: Any = None
+        self.error: DaskonicError | None = None
 
     def give_up(self) -> None:
         """Cancel; that it fails then tells nothing of the endpoint."""
@@ -298,15 +298,14 @@ class _Failed:
         callback(self)
 
 
-def _error_of(reply: Reply) -> DaskonicError | None:
-    """The error of a finished reply, if it has one."""
+def _outcome(reply: Reply) -> tuple[Any, DaskonicError | None]:
+    """Answer and error of a finished reply, of which it has one."""
     try:
-        reply.result()
+        return reply.result(), None
     except DaskonicError as error:
-        return error
+        return None, error
     except Exception as error:  # noqa: BLE001 - a transport's own defect must not lose the permit
-        return ServerError(repr(error))
-    return None
+        return None, ServerError(repr(error))
 
 
 def job_left_s() -> float:
