@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from jet_files import make_events, write_parquet, write_root
 
 HEAVY = (
     "coffea",
@@ -71,3 +72,28 @@ def test_runs_here_need_no_batch_system(tmp_path, arguments, words):
     said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
     assert words in said
     assert "package" not in said
+
+
+@pytest.mark.parametrize(("package", "name"), [("uproot", "a.root"), ("pyarrow", "a.parquet")])
+def test_files_without_the_package_that_reads_them(triton, tmp_path, package, name):
+    """The error names what to install, and does not call the files bad."""
+    write = write_root if name == "a.root" else write_parquet
+    file = write(tmp_path / name, make_events(3))
+    features = tmp_path / "features.yaml"
+    features.write_text("inputs:\n  X:\n    vars:\n" + 16 * "      - [jet_code, null]\n")
+    code = f"import sys; sys.modules[{package!r}] = None; from daskonic.cli import main; main()"
+    arguments = [
+        "tag",
+        str(file),
+        "--model",
+        "sum",
+        "--features",
+        str(features),
+        "--server",
+        triton.address,
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    command = [sys.executable, "-c", code, *arguments]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    assert f"this needs the package {package}: pip install 'daskonic[root]'" in said

@@ -23,6 +23,7 @@ FILES_NAMED = 10
 """Bad files that an error names; of the others it gives the number."""
 
 SCAN_ALONE = 4
+READERS = ("uproot", "pyarrow")
 """Up to this many files are scanned here, more by the workers."""
 
 
@@ -110,6 +111,8 @@ def scan(
     ------
     InputError
         All files that are missing, unreadable, truncated or there twice, each with its cause.
+    ModuleNotFoundError
+        The package that reads such files is not installed.
     """
     found = expand(files)
     urls = [path for path in found if isinstance(path, str)]
@@ -204,6 +207,8 @@ def _scan_one(url: str, tree: str, check: Callable[[Columns], object] | None) ->
     except InputError as error:
         return _Bad(url, str(error))
     except Exception as error:  # corrupt bytes make uproot and pyarrow raise anything
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in READERS:
+            raise  # not this file's fault
         logger.debug("cannot read %s", url, exc_info=True)
         return _Bad(url, f"cannot be read ({cause_of(error)})")
     return Source(url, columns.kind, columns.tree, columns.uuid, nbytes, columns.entries)
