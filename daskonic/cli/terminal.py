@@ -231,7 +231,10 @@ def print_summary(summary: Summary, seconds: float, more: Mapping[str, str] | No
         ("bytes", _bytes(report)),
         (
             "server",
-            "  ".join(f"{name} {s / report.requests * 1e3:.1f} ms" for name, s in report.server_s.items()),
+            # Of a short run the servers' mean times may be more than its own requests took.
+            "  ".join(
+                f"{name} {s / report.requests * 1e3:.1f} ms" for name, s in report.server_s.items() if s > 0
+            ),
         ),
         ("servers", ", ".join(f"{a} ({n:,})" for a, n in sorted(report.endpoints.items()))),
         *(more or {}).items(),
