@@ -61,8 +61,8 @@ def faults_a_message(how: str) -> float:
 
 
 def test_messages_find_memory_that_is_there_already():
-    assert faults_a_message("leave") > 1000
-    assert faults_a_message("keep") < 50  # without padded heaps: 250
+    """Without padded heaps an eighth of the page faults would be left (pages of 4 kB)."""
+    assert faults_a_message("keep") < 0.1 * faults_a_message("leave")
 
 
 def resident_nbytes() -> int:
@@ -86,15 +86,16 @@ def hold_and_free() -> tuple[int, int]:
 
 @pytest.mark.parametrize("with_plugin", [True, False], ids=["plugin", "no plugin"])
 def test_worker_gives_back_what_tasks_have_freed(with_plugin):
-    settings = {"servers": ["127.0.0.1:9"]}
+    """Also a worker without the plugin, whose tasks name their servers."""
+    servers = ["127.0.0.1:9"]
     with (
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
         if with_plugin:
-            client.register_plugin(dk.InferencePlugin(**settings))
+            client.register_plugin(dk.InferencePlugin(servers))
         else:
-            client.run(dask.config.set, {"daskonic.servers": settings["servers"]})
+            client.run(dask.config.set, {"daskonic.servers": servers})
         before, held = client.submit(hold_and_free).result()
         assert held > before + 0.9 * NBYTES
         deadline = time.monotonic() + 60
