@@ -25,9 +25,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.option.seeds:  # before tests import them
         faults.SEEDS = faults.FEW = faults.RESTARTS = config.option.seeds
-    if (
-        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    ):  # started in the background of a shell, as are all its children
+    # Started in the background of a shell, this process ignores Ctrl-C, and so would all its children.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

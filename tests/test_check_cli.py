@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 
-import onnx
-import onnx.parser
 import pytest
 from click.testing import CliRunner
 from jet_files import make_events, write_root
+from test_planted_faults import write_network
+from test_tag_cli import FEATURES
 from triton_models import write_model
 
 import daskonic as dk
@@ -33,9 +33,7 @@ def models(tmp_path_factory):
     """A Triton with good models, one whose rows mix, and one that is not loaded."""
     repository = tmp_path_factory.mktemp("models")
     for name, text in NETWORKS.items():
-        path = repository.parent / f"{name}.onnx"
-        onnx.save(onnx.parser.parse_model(f'<ir_version: 9, opset_import: ["": 17]> network {text}'), path)
-        server.add_onnx(repository, name, path)
+        server.add_onnx(repository, name, write_network(repository.parent / f"{name}.onnx", text))
     write_model(repository, "sum", kind="sum")
     write_model(repository, "neighbours", kind="neighbours")
     write_model(repository, "late", kind="sum")
@@ -50,8 +48,7 @@ def inputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inputs")
     for name in "ab":
         write_root(folder / f"{name}.root", make_events(40))
-    lines = 16 * "      - [jet_code, null]\n"
-    (folder / "features.yaml").write_text(f"inputs:\n  X:\n    vars:\n{lines}")
+    (folder / "features.yaml").write_text(FEATURES)
     (folder / "short.yaml").write_text("inputs:\n  X:\n    vars:\n      - [jet_code, null]\n")
     return folder
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 from jet_files import make_events, write_parquet, write_root
+from test_tag_cli import FEATURES
 
 HEAVY = (
     "coffea",
@@ -29,6 +32,13 @@ def modules_after(statement: str) -> set[str]:
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     return set(json.loads(out))
+
+
+def said_without(package: str, arguments: Sequence[str], folder: Path) -> str:
+    """What a command says on stderr where a package is not installed."""
+    code = f"import sys; sys.modules[{package!r}] = None; from daskonic.cli import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder).stderr
 
 
 def test_import_pulls_in_nothing_heavy():
@@ -67,9 +77,7 @@ def test_unknown_name_is_an_attribute_error():
 )
 def test_runs_here_need_no_batch_system(tmp_path, arguments, words):
     """Without dask-jobqueue these commands get as far as their files."""
-    code = "import sys; sys.modules['dask_jobqueue'] = None; from daskonic.cli import main; main()"
-    command = [sys.executable, "-c", code, *arguments]
-    said = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path).stderr
+    said = said_without("dask_jobqueue", arguments, tmp_path)
     assert words in said
     assert "package" not in said
 
@@ -80,20 +88,7 @@ def test_files_without_the_package_that_reads_them(triton, tmp_path, package, na
     write = write_root if name == "a.root" else write_parquet
     file = write(tmp_path / name, make_events(3))
     features = tmp_path / "features.yaml"
-    features.write_text("inputs:\n  X:\n    vars:\n" + 16 * "      - [jet_code, null]\n")
-    code = f"import sys; sys.modules[{package!r}] = None; from daskonic.cli import main; main()"
-    arguments = [
-        "tag",
-        str(file),
-        "--model",
-        "sum",
-        "--features",
-        str(features),
-        "--server",
-        triton.address,
-        "--output",
-        str(tmp_path / "out"),
-    ]
-    command = [sys.executable, "-c", code, *arguments]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    features.write_text(FEATURES)
+    arguments = ["tag", str(file), "--model", "sum", "--server", triton.address, "--output", "out"]
+    said = said_without(package, [*arguments, "--features", str(features)], tmp_path)
     assert f"this needs the package {package}: pip install 'daskonic[root]'" in said

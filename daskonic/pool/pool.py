@@ -251,7 +251,6 @@ class Pool:
         nbytes: int = 0,
     ) -> Permit:
         """A permit where the balancer says, waiting for one until the deadline, or until ``refuse`` raises."""
-        thread = threading.get_native_id()
         with self._condition:
             while True:
                 self._refuse_closed()
@@ -264,6 +263,7 @@ class Pool:
                     return permit
                 if now >= deadline:
                     raise DeadlineError(self.no_server(key))
+                thread = threading.get_native_id()
                 self._waiting.add(thread)
                 try:
                     with ledger.waiting():

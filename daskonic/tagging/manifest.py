@@ -32,7 +32,17 @@ from typing import IO, Any, Self
 from daskonic.errors import BatchSystemError, OutputError
 from daskonic.tagging.scores import TEMPORARY, atomic, digest
 
-__all__ = ["JOBS", "Output", "Record", "holder", "locked", "read_manifest", "records", "refuse_foreign"]
+__all__ = [
+    "JOBS",
+    "Output",
+    "Record",
+    "holder",
+    "locked",
+    "read_manifest",
+    "records",
+    "refuse_endless",
+    "refuse_foreign",
+]
 
 logger = logging.getLogger(__name__)
 

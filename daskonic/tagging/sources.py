@@ -23,8 +23,10 @@ FILES_NAMED = 10
 """Bad files that an error names; of the others it gives the number."""
 
 SCAN_ALONE = 4
-READERS = ("uproot", "pyarrow")
 """Up to this many files are scanned here, more by the workers."""
+
+READERS = ("uproot", "pyarrow")
+"""Packages without which files cannot be read, however good they are."""
 
 
 @dataclass(frozen=True, slots=True)
